@@ -1,0 +1,188 @@
+"""Every setting of an experiment: one frozen dataclass, from which the command line is built."""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class UsageError(Exception):
+    """A user's mistake: one line naming the flag, its value and what would work; exit status 2."""
+
+
+def setting(
+    default: Any, help: str, *, type: Any = None, choices: Sequence[str] = (), affects_results: bool = True
+) -> Any:
+    """A dataclass field that is also a command-line flag; `type` is needed where the default is None."""
+    metadata = {"help": help, "type": type, "choices": choices, "affects_results": affects_results}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Settings of one run. A field that is None is filled in by `resolved`; `config.json` holds what it became."""
+
+    # data and protocol
+    dataset: str = setting(
+        "cifar100",
+        "which images to learn: CIFAR-100, or scikit-learn's handwritten digits at 16x16 pixels",
+        choices=("cifar100", "digits"),
+    )
+    data_dir: str = setting(
+        "data", "folder that holds the data set, or where it is downloaded to", affects_results=False
+    )
+    nb_phases: int | None = setting(
+        None, "incremental phases N after phase 0; must divide the classes left (5)", type=int
+    )
+    nb_cl_fg: int | None = setting(None, "classes in phase 0 (half of all)", type=int)
+    nb_cl: int | None = setting(None, "classes in each later phase: another way to say --nb_phases", type=int)
+    order_seed: int = setting(1993, "seed of the class order")
+    max_images_per_class: int | None = setting(
+        None, "use only the first images of each class, training and test (all)", type=int
+    )
+
+    # method
+    method: str = setting(
+        "mnemonics",
+        "the paper's two columns: mnemonics = --exemplars mnemonics --finetune_epochs 50; "
+        "baseline = --exemplars herding --finetune_epochs 0; single flags override",
+        choices=("mnemonics", "baseline"),
+    )
+    baseline: str = setting("icarl", "loss and test-time classifier", choices=("icarl", "lwf"))
+    exemplars: str | None = setting(
+        None, "how exemplars are made (by --method)", type=str, choices=("mnemonics", "herding", "random")
+    )
+    network: str = setting(
+        "auto", "network; auto is resnet32", choices=("auto", "resnet8", "resnet20", "resnet32", "resnet56")
+    )
+    nb_protos: int | None = setting(None, "exemplars kept per class (20); excludes --total_memory", type=int)
+    total_memory: int | None = setting(None, "exemplars kept in total, shared equally by the classes seen", type=int)
+
+    # model level (Eq. 6)
+    epochs: int = setting(160, "epochs of each phase; the rate drops tenfold at 50%% and 75%% of them")
+    base_lr: float = setting(0.1, "learning rate of the model level")
+    custom_momentum: float = setting(0.9, "momentum of the model level")
+    custom_weight_decay: float = setting(5e-4, "weight decay of the model level")
+    train_batch_size: int = setting(128, "training batch size, fine-tuning and base level included")
+    eval_batch_size: int = setting(500, "batch size of evaluation and feature extraction")
+    T: float = setting(2.0, "temperature of the distillation")
+    beta: float = setting(0.25, "weight of the distillation")
+
+    # exemplar level (Eq. 7-10) and end-of-phase fine-tuning
+    mnemonics_steps: int = setting(10, "K: base-level gradient steps that the exemplar gradient runs back through")
+    mnemonics_epochs: int = setting(50, "exemplar updates per phase, new exemplars and adjusting each")
+    mnemonics_lr: float = setting(0.01, "a2: learning rate of the base level")
+    mnemonics_outer_lr: float = setting(
+        0.01,
+        "b1 = b2: learning rate of the pixels (in normalised image units), halved every fifth of --mnemonics_epochs",
+    )
+    mnemonics_optimizer: str = setting("adam", "optimiser of the pixels", choices=("adam", "sgd"))
+    no_adjust: bool = setting(False, "leave old exemplars as they are (skip Eq. 10)")
+    finetune_epochs: int | None = setting(
+        None, "epochs over the exemplars at the end of each phase from phase 1 on (by --method)", type=int
+    )
+    finetune_lr: float = setting(0.01, "learning rate of the end-of-phase fine-tuning")
+
+    # running
+    ncm: bool = setting(False, "also report nearest-class-mean accuracy, whose means read all training data")
+    random_seed: int = setting(1993, "seed of weights, batches, augmentation and exemplar choice")
+    device: str = setting("auto", "cpu, cuda, cuda:1, ... or auto: a GPU where there is one", affects_results=False)
+    gpu: int | None = setting(
+        None, "number of the GPU: another way to say --device cuda:N", type=int, affects_results=False
+    )
+    deterministic: bool = setting(False, "bit-for-bit repeatable on CUDA too, at some cost in speed (a CPU always is)")
+    out: str | None = setting(None, "run folder (runs/<name made of the settings>)", type=str, affects_results=False)
+    resume: bool = setting(
+        True, "continue the run that the run folder holds; --no-resume starts it anew", affects_results=False
+    )
+
+
+FIELDS = {f.name: f for f in dataclasses.fields(ExperimentConfig)}
+PRESETS = {
+    "mnemonics": {"exemplars": "mnemonics", "finetune_epochs": 50},
+    "baseline": {"exemplars": "herding", "finetune_epochs": 0},
+}
+NON_NEGATIVE = ("finetune_epochs", "custom_momentum", "custom_weight_decay", "beta", "gpu", "random_seed", "order_seed")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: one flag per field of `ExperimentConfig`."""
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Mnemonics Training: class-incremental learning with optimised exemplars.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    for f in FIELDS.values():
+        if f.type is bool:
+            action = argparse.BooleanOptionalAction if f.default else "store_true"
+            parser.add_argument(f"--{f.name}", action=action, default=f.default, help=f.metadata["help"])
+        else:
+            parser.add_argument(
+                f"--{f.name}",
+                type=f.metadata["type"] or f.type,
+                default=f.default,
+                choices=f.metadata["choices"] or None,
+                metavar=None if f.metadata["choices"] else "X",
+                help=f.metadata["help"],
+            )
+    return parser
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> ExperimentConfig:
+    """Parse and check the command line.
+
+    Raises:
+        UsageError: for a value that makes no sense on its own (argparse itself exits with status 2 on unknown flags).
+    """
+    config = ExperimentConfig(**vars(build_parser().parse_args(arguments)))
+    check(config)
+    return config
+
+
+def check(config: ExperimentConfig) -> None:
+    """Reject values that make no sense whatever the data set is. Raises UsageError."""
+    for name in FIELDS:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not math.isfinite(value) or value < 0 or (value == 0 and name not in NON_NEGATIVE):
+            least = "at least 0" if name in NON_NEGATIVE else "greater than 0"
+            raise UsageError(f"--{name} {value}: must be {least}")
+    if config.nb_protos is not None and config.total_memory is not None:
+        raise UsageError(
+            f"--nb_protos {config.nb_protos} and --total_memory {config.total_memory}: give one of the two, "
+            "they are different experiments"
+        )
+    if config.gpu is not None and config.device not in ("auto", "cuda", f"cuda:{config.gpu}"):
+        raise UsageError(f"--gpu {config.gpu} contradicts --device {config.device}: give one of the two")
+
+
+def resolved(config: ExperimentConfig) -> ExperimentConfig:
+    """Fill in what depends on other settings: the preset of --method, the network, the budget."""
+    fill = {name: value for name, value in PRESETS[config.method].items() if getattr(config, name) is None}
+    if config.nb_protos is None and config.total_memory is None:
+        fill["nb_protos"] = 20
+    if config.network == "auto":
+        fill["network"] = "resnet32"
+    return dataclasses.replace(config, **fill)
+
+
+def result_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """The settings that can change a number in results.json; a run is resumed only where all of them agree."""
+    return {name: getattr(config, name) for name, f in FIELDS.items() if f.metadata["affects_results"]}
+
+
+def run_name(config: ExperimentConfig) -> str:
+    """Name of the run folder, e.g. `cifar100_5phases_icarl_mnemonics_epochs2`: the four main settings and every other
+    one that is not at its default. `config` is as the user gave it, with nb_phases filled in."""
+    main = ("dataset", "nb_phases", "nb_cl_fg", "nb_cl", "baseline", "method")
+    parts = [config.dataset, f"{config.nb_phases}phases", config.baseline, config.method]
+    if config.nb_cl_fg is not None:
+        parts.insert(2, f"from{config.nb_cl_fg}")
+    for name, value in result_settings(config).items():
+        if name not in main and value != FIELDS[name].default:
+            parts.append(name if value is True else f"{name}{value}")
+    return "_".join(parts)

@@ -1,0 +1,101 @@
+"""Which classes arrive when: the class order, the phases and the label mapping (pure numpy).
+
+A *label* in this project is always the position of a class in the class order: the first class seen is 0. The number a
+data set gives to a class (alphabetical for CIFAR-100) is called its *class id* and appears only here and in `data`.
+"""
+
+import hashlib
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from mnemonics.config import UsageError
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase: labels `first` to `seen - 1` are new, all labels below `seen` are known after it."""
+
+    index: int
+    first: int  # label of the first new class = number of classes known before
+    seen: int  # number of classes known after the phase
+    class_ids: tuple[int, ...]  # class ids of the new classes, in the order of their labels
+
+    @property
+    def new_labels(self) -> range:
+        return range(self.first, self.seen)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The class order cut into phases."""
+
+    order: tuple[int, ...]  # order[label] = class id
+    phases: tuple[Phase, ...]
+
+    @property
+    def order_sha256(self) -> str:
+        """SHA-256 (hex) of the order written as comma-separated decimal class ids."""
+        return hashlib.sha256(",".join(map(str, self.order)).encode()).hexdigest()
+
+    def labels_of(self, class_ids: np.ndarray) -> np.ndarray:
+        """Map class ids (int64 [n]) to labels (int64 [n]): positions in the order."""
+        return np.argsort(np.asarray(self.order))[class_ids]
+
+    def phase_of_label(self) -> np.ndarray:
+        """int64 [num_classes]: the phase in which each label was new."""
+        return np.concatenate([np.full(len(p.class_ids), p.index) for p in self.phases])
+
+
+def class_order(num_classes: int, seed: int) -> tuple[int, ...]:
+    """The class order of the paper's experiments: arange(num_classes) shuffled by numpy's legacy generator."""
+    order = np.arange(num_classes)
+    np.random.RandomState(seed).shuffle(order)
+    return tuple(order.tolist())
+
+
+def phase_sizes(
+    num_classes: int, nb_phases: int | None, nb_cl_fg: int | None, nb_cl: int | None
+) -> tuple[int, int, int]:
+    """Settle the three ways of saying the split into phases.
+
+    Returns:
+        (classes in phase 0, classes in each later phase, number of later phases).
+    Raises:
+        UsageError: when they contradict each other or do not fit the number of classes.
+    """
+    first = num_classes // 2 if nb_cl_fg is None else nb_cl_fg
+    left = num_classes - first
+    if not 0 < first < num_classes:
+        raise UsageError(
+            f"--nb_cl_fg {first}: phase 0 needs between 1 and {num_classes - 1} of the {num_classes} classes"
+        )
+    if nb_cl is not None and nb_phases is not None and nb_cl * nb_phases != left:
+        raise UsageError(
+            f"--nb_phases {nb_phases} contradicts --nb_cl {nb_cl}: {left} classes are left after phase 0; "
+            "give one of the two"
+        )
+    if nb_cl is not None and left % nb_cl:
+        raise UsageError(
+            f"--nb_cl {nb_cl}: does not divide the {left} classes left after phase 0; {divisors(left)} would"
+        )
+    phases = nb_phases or (left // nb_cl if nb_cl else 5)
+    if left % phases:
+        raise UsageError(
+            f"--nb_phases {phases}: does not divide the {left} classes left after phase 0; "
+            f"{divisors(left)} would (or another --nb_cl_fg)"
+        )
+    return first, left // phases, phases
+
+
+def divisors(n: int) -> str:
+    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+
+
+def make_protocol(num_classes: int, first: int, per_phase: int, order_seed: int) -> Protocol:
+    """Cut the class order into phase 0 with `first` classes and phases of `per_phase` classes."""
+    order = class_order(num_classes, order_seed)
+    bounds = [0, *range(first, num_classes + 1, per_phase)]
+    phases = tuple(Phase(i, a, b, order[a:b]) for i, (a, b) in enumerate(itertools.pairwise(bounds)))
+    return Protocol(order, phases)

@@ -1,0 +1,69 @@
+"""The command line: every flag has help, an effect and a check."""
+
+import dataclasses
+
+import pytest
+
+from mnemonics.config import FIELDS, ExperimentConfig, UsageError, build_parser, parse_args, resolved, run_name
+
+
+def test_every_field_is_a_flag_with_help_and_its_default():
+    actions = {a.dest: a for a in build_parser()._actions}
+    for name, field in FIELDS.items():
+        assert f"--{name}" in actions[name].option_strings
+        assert len(actions[name].help) > 8
+        assert actions[name].default == field.default
+    assert parse_args([]) == ExperimentConfig()
+    assert "--epochs" in build_parser().format_help()
+
+
+def test_values_arrive_with_their_types():
+    config = parse_args("--epochs 3 --base_lr 0.5 --nb_phases 10 --ncm --no-resume --total_memory 2000".split())
+    assert (config.epochs, config.base_lr, config.nb_phases, config.ncm) == (3, 0.5, 10, True)
+    assert (config.resume, config.total_memory, config.nb_protos) == (False, 2000, None)
+
+
+def test_method_is_a_preset_that_single_flags_override():
+    mnemonics, baseline = (resolved(parse_args(["--method", m])) for m in ("mnemonics", "baseline"))
+    assert (mnemonics.exemplars, mnemonics.finetune_epochs) == ("mnemonics", 50)
+    assert (baseline.exemplars, baseline.finetune_epochs) == ("herding", 0)
+    mixed = resolved(parse_args("--method mnemonics --exemplars random --finetune_epochs 0".split()))
+    assert (mixed.exemplars, mixed.finetune_epochs) == ("random", 0)
+    assert mixed.nb_protos == 20
+    assert mixed.network == "resnet32"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--epochs 0", ["--epochs 0", "greater than 0"]),
+        ("--base_lr -1", ["--base_lr -1.0", "greater than 0"]),
+        ("--base_lr nan", ["--base_lr nan"]),
+        ("--beta -0.5", ["--beta -0.5", "at least 0"]),
+        ("--nb_protos 0", ["--nb_protos 0"]),
+        ("--nb_protos 20 --total_memory 2000", ["--nb_protos 20", "--total_memory 2000", "one of the two"]),
+        ("--gpu 1 --device cpu", ["--gpu 1", "--device cpu", "one of the two"]),
+    ],
+)
+def test_senseless_values_are_refused_in_one_line(arguments, words):
+    with pytest.raises(UsageError) as error:
+        parse_args(arguments.split())
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+def test_abbreviated_flags_are_unknown(capsys):
+    with pytest.raises(SystemExit) as status:
+        parse_args(["--epoch", "3"])
+    assert status.value.code == 2
+    assert "--epoch" in capsys.readouterr().err
+
+
+def test_run_names_tell_settings_apart():
+    base = ExperimentConfig(nb_phases=5)
+    assert run_name(base) == "cifar100_5phases_icarl_mnemonics"
+    assert run_name(dataclasses.replace(base, epochs=2, method="baseline")) == "cifar100_5phases_icarl_baseline_epochs2"
+    assert run_name(dataclasses.replace(base, nb_cl_fg=40)) == "cifar100_5phases_from40_icarl_mnemonics"
+    assert run_name(dataclasses.replace(base, ncm=True)).endswith("_ncm")
+    same = dataclasses.replace(base, data_dir="/elsewhere", device="cpu", resume=False)
+    assert run_name(same) == run_name(base)

@@ -1,0 +1,75 @@
+"""The class order, the split into phases and the label mapping."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from mnemonics.config import UsageError
+from mnemonics.protocol import class_order, make_protocol, phase_sizes
+
+
+def test_order_of_seed_1993_is_the_published_one():
+    assert class_order(100, 1993)[:10] == (68, 56, 78, 8, 23, 84, 90, 65, 74, 76)
+    assert sorted(class_order(100, 1993)) == list(range(100))
+    assert class_order(100, 1) != class_order(100, 1993)
+
+
+def test_order_leaves_the_global_generator_alone():
+    np.random.seed(5)
+    expected = np.random.rand()
+    np.random.seed(5)
+    class_order(100, 1993)
+    assert np.random.rand() == expected
+
+
+def test_labels_are_positions_in_the_order():
+    protocol = make_protocol(100, 50, 10, 1993)
+    assert protocol.labels_of(np.array([68, 56, 78])).tolist() == [0, 1, 2]
+    assert protocol.labels_of(np.array(protocol.order)).tolist() == list(range(100))
+
+
+def test_phases_cover_all_classes_once():
+    protocol = make_protocol(100, 50, 10, 1993)
+    assert [len(p.class_ids) for p in protocol.phases] == [50, 10, 10, 10, 10, 10]
+    assert [p.seen for p in protocol.phases] == [50, 60, 70, 80, 90, 100]
+    assert sum((p.class_ids for p in protocol.phases), ()) == protocol.order
+    assert [list(p.new_labels) for p in protocol.phases[1:2]] == [list(range(50, 60))]
+    assert np.bincount(protocol.phase_of_label()).tolist() == [50, 10, 10, 10, 10, 10]
+
+
+def test_order_hash_is_of_the_decimal_list():
+    protocol = make_protocol(4, 2, 1, 1993)
+    text = ",".join(str(c) for c in protocol.order)
+    assert protocol.order_sha256 == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((100, None, None, None), (50, 10, 5)),
+        ((100, 25, None, None), (50, 2, 25)),
+        ((100, None, 50, 2), (50, 2, 25)),
+        ((100, 6, 40, 10), (40, 10, 6)),
+        ((10, 3, 4, None), (4, 2, 3)),
+        ((11, 6, None, None), (5, 1, 6)),
+    ],
+)
+def test_the_spellings_agree(arguments, expected):
+    assert phase_sizes(*arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((14, 5, None, None), ["--nb_phases 5", "7 classes left", "1, 7 would"]),
+        ((100, 5, 50, 2), ["--nb_phases 5", "--nb_cl 2", "contradicts"]),
+        ((100, None, 50, 7), ["--nb_cl 7", "50 classes left", "1, 2, 5, 10, 25, 50 would"]),
+        ((100, None, 100, None), ["--nb_cl_fg 100", "between 1 and 99"]),
+    ],
+)
+def test_contradictions_are_refused_with_what_would_work(arguments, words):
+    with pytest.raises(UsageError) as error:
+        phase_sizes(*arguments)
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
