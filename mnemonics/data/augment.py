@@ -1,0 +1,60 @@
+"""Batched training augmentation on the device: random crop, mirror, normalise.
+
+Drawing is apart from applying, so that the same draws can be replayed (`Crops` is what the bilevel optimiser fixes for
+each of its steps) and the result can be compared with torchvision's transforms image by image. All functions are
+differentiable with respect to floating-point images.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Crops(NamedTuple):
+    """Random draws for n images: top left corner in the padded image, int64 [n] each, and mirror or not, bool [n]."""
+
+    top: Tensor
+    left: Tensor
+    mirrored: Tensor
+
+
+def draw_crops(n: int, padding: int, mirror: bool, generator: torch.Generator) -> Crops:
+    """Draw n crop positions in 0 .. 2 * padding and mirrorings (with probability 1/2 if `mirror`, else never)."""
+    device = generator.device
+    top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator, device=device)
+    mirrored = torch.rand(n, generator=generator, device=device) < (0.5 if mirror else 0.0)
+    return Crops(top, left, mirrored)
+
+
+def crop_and_mirror(images: Tensor, crops: Crops, padding: int, fill: Tensor | float = 0) -> Tensor:
+    """Pad images [n, c, h, w] of any dtype by `padding`, cut an [h, w] window out of each and mirror some.
+
+    Args:
+        fill: value of the border: a number or one value per channel [c]; black, as torchvision pads, is 0 for pixel
+            values and -mean/std for normalised images.
+    Returns:
+        [n, c, h, w] in channels-last memory format.
+    """
+    n, c, h, w = images.shape
+    fill = torch.as_tensor(fill, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
+    inside = F.pad(torch.ones(1, 1, h, w, dtype=torch.bool, device=images.device), [padding] * 4)
+    padded = torch.where(inside, F.pad(images, [padding] * 4), fill) if padding else images
+    rows = crops.top[:, None] + torch.arange(h, device=images.device)  # (n, h)
+    columns = torch.arange(w, device=images.device).expand(n, w)
+    columns = crops.left[:, None] + torch.where(crops.mirrored[:, None], w - 1 - columns, columns)  # (n, w)
+    index = torch.arange(n, device=images.device)[:, None, None]
+    cut = padded[index, :, rows[:, :, None], columns[:, None, :]]  # (n, h, w, c): indexed dimensions come first
+    return cut.permute(0, 3, 1, 2)
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 images [n, c, h, w] -> float32 (image / 255 - mean) / std, with mean and std float [c]."""
+    return (images.float() / 255 - mean[:, None, None]) / std[:, None, None]
+
+
+def denormalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Inverse of `normalise`: clamp to the valid range and round to the nearest uint8, [n, c, h, w]."""
+    pixels = (images.float() * std[:, None, None] + mean[:, None, None]) * 255
+    return pixels.clamp(0, 255).round().to(torch.uint8)

@@ -1,0 +1,95 @@
+"""Batches from images held in memory as uint8 on the device."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mnemonics.data.augment import crop_and_mirror, draw_crops, normalise
+from mnemonics.data.sources import ImageSource
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images of a data set become network input, on one device."""
+
+    mean: Tensor  # float32 [3], of images in [0, 1]
+    std: Tensor  # float32 [3]
+    crop_padding: int
+    mirror: bool
+
+    @staticmethod
+    def of(source: ImageSource, device: torch.device) -> "Preprocessing":
+        return Preprocessing(
+            torch.tensor(source.mean, device=device),
+            torch.tensor(source.std, device=device),
+            source.crop_padding,
+            source.mirror,
+        )
+
+    def plain(self, images: Tensor) -> Tensor:
+        """uint8 [n, 3, h, w] -> network input float32 [n, 3, h, w], channels-last."""
+        return normalise(images, self.mean, self.std).contiguous(memory_format=torch.channels_last)
+
+    def augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Like `plain`, after a random crop and, where the data set allows it, a random mirroring."""
+        crops = draw_crops(len(images), self.crop_padding, self.mirror, generator)
+        return normalise(crop_and_mirror(images, crops, self.crop_padding), self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images uint8 [n, 3, h, w] and labels int64 [n] (positions in the class order) on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor | slice) -> "LabelledImages":
+        return LabelledImages(self.images[index], self.labels[index])
+
+    def and_also(self, other: "LabelledImages") -> "LabelledImages":
+        """These images followed by those of `other`."""
+        return LabelledImages(torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]))
+
+
+def shuffled_batches(data: LabelledImages, batch_size: int, generator: torch.Generator) -> Iterator[LabelledImages]:
+    """One epoch: every image once, in random order; the last batch may be smaller."""
+    order = torch.randperm(len(data), generator=generator, device=generator.device)
+    for index in order.split(batch_size):
+        yield data[index]
+
+
+def rank_within_class(labels: Tensor) -> Tensor:
+    """int64 [n]: how many earlier entries of `labels` [n] are equal to this one."""
+    order = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels)
+    starts = torch.cumsum(counts, 0) - counts
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(labels), device=labels.device) - starts[labels[order]]
+    return ranks
+
+
+def balanced_batches(labels: Tensor, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of `steps` minibatches in which every class is equally frequent, give or take one image.
+
+    The images are passed through again and again: in each pass every image comes once, in random order within its class,
+    the classes taking turns in random order. Where there are fewer images than `batch_size`, each batch is one pass.
+
+    Args:
+        labels: int64 [n], on the device of `generator`.
+    Yields:
+        int64 [min(batch_size, n)], all of the same size.
+    """
+    size = min(batch_size, len(labels))
+    queue = labels.new_empty(0)
+    for _ in range(steps):
+        if len(queue) < size:
+            shuffled = torch.randperm(len(labels), generator=generator, device=labels.device)
+            turns = torch.argsort(rank_within_class(labels[shuffled]), stable=True)
+            queue = torch.cat([queue, shuffled[turns]])
+        yield queue[:size]
+        queue = queue[size:]

@@ -1,0 +1,272 @@
+"""Reads CIFAR-100 from wherever the user has it: unpacked, as the official archive, or as PNG files; else downloads it.
+
+The files come from outside: nothing in them can run code, and whatever is wrong with them is told in one line.
+"""
+
+import http.client
+import os
+import pickle
+import re
+import tarfile
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets import CIFAR100
+from torchvision.datasets.utils import check_md5, download_url
+
+from mnemonics.config import UsageError
+
+NUM_CLASSES, SIZE = 100, 32
+OFFICIAL_COUNTS = (50_000, 10_000)
+OFFICIAL_MD5 = {**dict(CIFAR100.train_list), **dict(CIFAR100.test_list), "meta": CIFAR100.meta["md5"]}
+FOLDER, ARCHIVE = CIFAR100.base_folder, CIFAR100.filename
+WHAT_WORKS = (f"what works is a folder that holds {ARCHIVE} ({CIFAR100.url}), the folder {FOLDER} unpacked from it, "
+              f"or PNG files train/<class>/*.png and test/<class>/*.png of {NUM_CLASSES} classes")
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # 16-bit grey is missing: PIL clips it to white
+
+
+class Cifar100(NamedTuple):
+    """The whole data set. A split is (images uint8 [n, 3, 32, 32] contiguous, class ids int64 [n])."""
+
+    class_names: tuple[str, ...]
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    notices: tuple[str, ...]
+
+
+class DataError(Exception):
+    """What is wrong with which file; `read_cifar100` turns it into a UsageError."""
+
+
+def read_cifar100(data_dir: str) -> Cifar100:
+    """Read CIFAR-100 from `data_dir` or, where nothing of it is there, download it to `data_dir`.
+
+    Looked for in this order: the folder cifar-100-python in `data_dir`; `data_dir` as that folder; the archive in or at
+    `data_dir`; PNG class folders in `data_dir`. Smaller sets than the official one are taken, with a notice.
+
+    Raises:
+        UsageError: for files that are missing, damaged or not CIFAR-100, and for a download that fails.
+    """
+    try:
+        data = read_any(Path(os.path.expanduser(data_dir)))
+    except (DataError, OSError) as error:
+        line = f"--data_dir {data_dir}: {error}; {WHAT_WORKS}"
+        raise UsageError(" ".join(line.splitlines())) from error
+    counts = len(data.train[1]), len(data.test[1])
+    if counts == OFFICIAL_COUNTS:
+        return data
+    notice = "{} training and {} test images, not {} and {}".format(*counts, *OFFICIAL_COUNTS)
+    return data._replace(notices=(*data.notices, f"CIFAR-100 in {data_dir}: {notice}"))
+
+
+def read_any(root: Path) -> Cifar100:
+    """Find out in which form the data is there and read it. Raises DataError or OSError."""
+    if (root / FOLDER).is_dir():
+        return read_python_folder(root / FOLDER, str(root / FOLDER))
+    if any((root / name).is_file() for name in OFFICIAL_MD5):
+        return read_python_folder(root, str(root))
+    if root.is_file():
+        return read_archive(root, keep=root.name == ARCHIVE)
+    if (root / ARCHIVE).is_file():
+        return read_archive(root / ARCHIVE)
+    if (root / "train").is_dir() or (root / "test").is_dir():
+        return read_png_folders(root)
+    download(root)
+    return read_archive(root / ARCHIVE)
+
+
+def download(root: Path) -> None:
+    """Put the official archive into the folder `root`: it appears there under its name only when it is whole."""
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as scratch:
+        try:
+            download_url(CIFAR100.url, scratch, filename=ARCHIVE, md5=CIFAR100.tgz_md5)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise DataError(f"there is no CIFAR-100, and the download failed ({reason(error)})") from error
+        os.replace(Path(scratch, ARCHIVE), root / ARCHIVE)
+
+
+def read_archive(archive: Path, keep: bool = True) -> Cifar100:
+    """Unpack `archive` and read it; with `keep`, leave the unpacked folder next to it where that is possible.
+
+    The folder gets its name only after everything in it was read: a damaged archive leaves nothing behind that would
+    hide a better one put in its place.
+    """
+    keep = keep and os.access(archive.parent, os.W_OK)
+    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=archive.parent if keep else None) as scratch:
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(scratch, filter="data")
+                while tar.fileobj.read(2**20):  # gzip's checksum is at the very end, where tar never looks
+                    pass
+        except Exception as error:  # tarfile and the decompressors promise no closed list of errors
+            raise DataError(f"{archive} cannot be unpacked as a tar archive ({reason(error)})") from error
+        folder = Path(scratch, FOLDER)
+        if not folder.is_dir():
+            raise DataError(f"{archive} holds no folder {FOLDER}")
+        data = read_python_folder(folder, f"{archive}: {FOLDER}")
+        if keep:
+            with suppress(OSError):  # another run was faster: its folder holds the same
+                os.rename(folder, archive.parent / FOLDER)
+    return data
+
+
+def read_python_folder(folder: Path, shown: str) -> Cifar100:
+    """Read the files train, test and meta of the "python version"; `shown` names the folder in messages."""
+    for name in OFFICIAL_MD5:
+        if not (folder / name).is_file():
+            raise DataError(f"{shown} has no file {name}")
+    meta = read_pickle(folder / "meta", f"{shown}/meta")
+    names = meta.get("fine_label_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) \
+            or not len(names) == len(set(names)) == NUM_CLASSES:
+        raise DataError(f"{shown}/meta: fine_label_names is not a list of {NUM_CLASSES} different names")
+    train, test = (read_python_split(folder / name, f"{shown}/{name}") for name in ("train", "test"))
+    differ = [name for name, md5 in OFFICIAL_MD5.items() if not check_md5(folder / name, md5)]
+    notice = f"CIFAR-100 in {shown}: MD5 sums differ from the official ones ({', '.join(differ)}); used all the same"
+    return Cifar100(tuple(names), train, test, (notice,) if differ else ())
+
+
+def read_python_split(path: Path, shown: str) -> tuple[Tensor, Tensor]:
+    """Read and check one of the files train and test: (uint8 [n, 3, 32, 32], int64 [n])."""
+    content = read_pickle(path, shown)
+    data, labels = content.get("data"), content.get("fine_labels")
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3 * SIZE * SIZE,):
+        found = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else "not an array"
+        raise DataError(f"{shown}: data is {found}, needed is uint8 [n, {3 * SIZE * SIZE}]")
+    if isinstance(labels, np.ndarray):
+        labels = labels.tolist()
+    if not isinstance(labels, list) or not all(type(k) is int and 0 <= k < NUM_CLASSES for k in labels):
+        raise DataError(f"{shown}: fine_labels is not a list of whole numbers from 0 to {NUM_CLASSES - 1}")
+    if len(labels) != len(data):
+        raise DataError(f"{shown}: {len(labels)} labels for {len(data)} images")
+    missing = sorted(set(range(NUM_CLASSES)) - set(labels))
+    if missing:
+        raise DataError(f"{shown}: no image of class {missing[0]}; {len(missing)} of {NUM_CLASSES} classes are missing")
+    images = np.require(data, requirements=("C", "W")).reshape(-1, 3, SIZE, SIZE)  # copies only what torch cannot share
+    return torch.from_numpy(images), torch.tensor(labels, dtype=torch.int64)
+
+
+# A pickled array asks for a handful of names in numpy. They get stand-ins that do just what a plain array needs, on any
+# version of numpy: the real ones would let a crafted file build arrays of object pointers over bytes of its choice.
+
+class PickledDtype:
+    """Stand-in for numpy.dtype."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        self.dtype = np.dtype(code)
+        if self.dtype.kind not in "biuf":
+            raise pickle.UnpicklingError(f"refused: an array of type {self.dtype}")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class PickledArray:
+    """Stand-in for an array: empty until the unpickler hands it its content."""
+
+    def __init__(self, *_: object) -> None:
+        self.array = np.empty(0, np.uint8)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, is_fortran, content = state
+        content = content.encode("latin1") if isinstance(content, str) else content  # str where Python 2 wrote it
+        self.array = np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if is_fortran else "C")
+
+    @classmethod
+    def from_buffer(cls, content: bytes, dtype: PickledDtype, shape: tuple[int, ...], order: str) -> "PickledArray":
+        pickled = cls()
+        pickled.__setstate__((1, shape, dtype, order == "F", content))
+        return pickled
+
+
+def latin1_bytes(text: str, *_: object) -> bytes:
+    return text.encode("latin1")
+
+
+ALLOWED: dict[str, Any] = {
+    "numpy.ndarray": None,  # only ever handed to _reconstruct, whose stand-in ignores it
+    "numpy.dtype": PickledDtype,
+    "_codecs.encode": latin1_bytes,
+    "numpy.core.multiarray._reconstruct": PickledArray,  # numpy 1
+    "numpy._core.multiarray._reconstruct": PickledArray,  # numpy 2
+    "numpy.core.numeric._frombuffer": PickledArray.from_buffer,
+    "numpy._core.numeric._frombuffer": PickledArray.from_buffer,
+}
+
+
+class RestrictedUnpickler(pickle.Unpickler):
+    """Builds numbers, strings, lists, dictionaries and plain numpy arrays; refuses every other name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in ALLOWED:
+            raise pickle.UnpicklingError(f"refused: it asks for {module}.{name}, which could run code")
+        return ALLOWED[f"{module}.{name}"]
+
+
+def read_pickle(path: Path, shown: str) -> dict[Any, Any]:
+    """Unpickle a dictionary from a file that nobody vouches for. Raises DataError."""
+    try:
+        with path.open("rb") as file:
+            content = RestrictedUnpickler(file, encoding="latin1").load()
+    except Exception as error:  # damaged pickles raise nearly anything, from EOFError to MemoryError
+        raise DataError(f"{shown} is damaged or not a file of CIFAR-100 ({reason(error)})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{shown} holds no dictionary")
+    return {key: value.array if isinstance(value, PickledArray) else value for key, value in content.items()}
+
+
+def read_png_folders(root: Path) -> Cifar100:
+    """Read train/<class>/*.png and test/<class>/*.png; class ids are the alphabetical order of the folder names."""
+    names = {}
+    for split in ("train", "test"):
+        if not (root / split).is_dir():
+            raise DataError(f"{root / split} is not there")
+        names[split] = sorted(p.name for p in (root / split).iterdir() if p.is_dir() and not p.name.startswith("."))
+        if len(names[split]) != NUM_CLASSES:
+            raise DataError(f"{root / split} has {len(names[split])} class folders, not {NUM_CLASSES}")
+    odd = sorted(set(names["train"]) ^ set(names["test"]))
+    if odd:
+        raise DataError(f"{root}: class folder {odd[0]} is in only one of train and test")
+    train, test = (read_png_split(root / split, names[split]) for split in ("train", "test"))
+    return Cifar100(tuple(names["train"]), train, test, ())
+
+
+def read_png_split(folder: Path, class_names: list[str]) -> tuple[Tensor, Tensor]:
+    """Decode all images class by class, 2.png before 10.png: (uint8 [n, 3, 32, 32], int64 [n])."""
+    images, class_ids = [], []
+    for class_id, name in enumerate(class_names):
+        files = [p for p in (folder / name).iterdir() if p.suffix.lower() == ".png" and not p.name.startswith(".")]
+        if not files:
+            raise DataError(f"{folder / name} has no PNG file")
+        images += [read_png(path) for path in sorted(files, key=natural_key)]
+        class_ids += [class_id] * len(files)
+    pixels = torch.from_numpy(np.stack(images))  # [n, 32, 32, 3]
+    return pixels.permute(0, 3, 1, 2).contiguous(), torch.tensor(class_ids, dtype=torch.int64)
+
+
+def natural_key(path: Path) -> tuple[list[str | int], str]:
+    parts = re.split(r"(\d+)", path.name)  # text and digits take turns
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
+
+
+def read_png(path: Path) -> np.ndarray:
+    """Decode one file to uint8 [32, 32, 3]. Raises DataError."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            size, mode = image.size, image.mode
+            if size == (SIZE, SIZE) and mode in PNG_MODES:
+                return np.asarray(image.convert("RGB"))
+    except Exception as error:  # damaged images raise anything from OSError to SyntaxError
+        raise DataError(f"{path} cannot be read as a PNG image ({reason(error)})") from error
+    raise DataError(f"{path} has {size[0]}x{size[1]} pixels of mode {mode}, needed is {SIZE}x{SIZE} RGB")
+
+
+def reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,75 @@
+"""The residual networks for small images (He et al. 2016, section 4.2), as class-incremental learning uses them.
+
+They differ from the originals in three ways: the last block ends without a ReLU, so that features can be negative and
+cosines use the whole sphere; shortcuts that change the shape are 1x1 convolutions; the classifier is a cosine one that
+grows from phase to phase.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnemonics.models.layers import CosineLinear, SplitCosineLinear
+
+DEPTHS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet56": 9}  # name -> basic blocks per stage
+CHANNELS = (16, 32, 64)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: [n, channels_in, h, w] -> [n, channels, h / stride, w / stride]."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, final_relu: bool):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = (
+            nn.Identity()
+            if channels_in == channels and stride == 1
+            else nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+        )
+        self.final_relu = final_relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out)) + self.shortcut(x)
+        return F.relu(out) if self.final_relu else out
+
+
+class CifarResNet(nn.Module):
+    """Three stages of basic blocks with 16, 32 and 64 channels, then global average pooling and a cosine classifier.
+
+    Maps normalised images, float [n, 3, h, w], to logits [n, classes]; `features` gives [n, 64].
+    """
+
+    num_features = CHANNELS[-1]
+
+    def __init__(self, blocks_per_stage: int, num_classes: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, CHANNELS[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(CHANNELS[0])
+        blocks, channels_in = [], CHANNELS[0]
+        for stage, channels in enumerate(CHANNELS):
+            for index in range(blocks_per_stage):
+                last = stage == len(CHANNELS) - 1 and index == blocks_per_stage - 1
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(BasicBlock(channels_in, channels, stride, final_relu=not last))
+                channels_in = channels
+        self.blocks = nn.Sequential(*blocks)
+        self.classifier: CosineLinear | SplitCosineLinear = CosineLinear(self.num_features, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features [n, 64] before the classifier, not normalised."""
+        x = self.blocks(F.relu(self.bn1(self.conv1(x))))  # (n, 64, h / 4, w / 4)
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)  # (n, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
+def resnet_cifar(name: str, num_classes: int) -> CifarResNet:
+    """The network `name` (resnet8, resnet20, resnet32, resnet56). Raises KeyError for any other name."""
+    return CifarResNet(DEPTHS[name], num_classes)

@@ -1,0 +1,21 @@
+"""Data shared by the tests."""
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+TEST_DATA = Path(os.environ.get("MNEMONICS_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+
+
+@pytest.fixture(scope="session")
+def cifar100_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds cifar-100-python with 10 training and 3 test images of each class of the real CIFAR-100."""
+    archive = TEST_DATA / "cifar100_mini.tar.gz"
+    if not archive.is_file():
+        pytest.skip(f"no {archive.name} in {TEST_DATA}; MNEMONICS_TEST_DATA names another folder")
+    folder = tmp_path_factory.mktemp("cifar100_mini")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return folder

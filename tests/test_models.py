@@ -1,0 +1,95 @@
+"""Networks and cosine classifiers."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mnemonics.models import make_network, restore_network
+from mnemonics.models.layers import CosineLinear, SplitCosineLinear, grown
+from mnemonics.models.resnet_cifar import DEPTHS, resnet_cifar
+
+CPU = torch.device("cpu")
+
+
+def test_resnet32_is_the_network_of_the_paper():
+    model = resnet_cifar("resnet32", 50)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert sum(m.kernel_size == (3, 3) for m in convolutions) == 31  # and a classifier: 32 layers
+    assert sum(m.kernel_size == (1, 1) for m in convolutions) == 2  # shortcuts where the shape changes
+    parameters = sum(p.numel() for p in model.parameters())
+    # stem + stages + shortcuts + BatchNorm (2 per channel) + cosine classifier and sigma, by hand:
+    stem = 3 * 16 * 9
+    stages = 10 * 16 * 16 * 9 + (16 * 32 + 9 * 32 * 32) * 9 + (32 * 64 + 9 * 64 * 64) * 9
+    shortcuts = 16 * 32 + 32 * 64
+    norms = 2 * (16 * 11 + 32 * 11 + 64 * 11)
+    assert parameters == stem + stages + shortcuts + norms + 50 * 64 + 1
+
+
+def test_features_can_be_negative_and_have_64_channels():
+    features = resnet_cifar("resnet8", 5).features(torch.randn(4, 3, 32, 32))
+    assert features.shape == (4, 64)
+    assert (features < 0).any()
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+def test_depth_is_in_the_name(name):
+    layers = sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in resnet_cifar(name, 5).modules()) + 1
+    assert name == f"resnet{layers}"
+
+
+def test_cosine_logits_by_hand():
+    layer = CosineLinear(2, 2)
+    layer.weight.data = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
+    layer.sigma.data.fill_(3.0)
+    logits = layer(torch.tensor([[0.0, 5.0]]))
+    assert torch.allclose(logits, torch.tensor([[0.0, 3 / 2**0.5]]))
+
+
+def test_sigma_starts_at_one():
+    assert CosineLinear(4, 3).sigma.item() == 1.0
+
+
+def test_growing_keeps_the_logits_of_old_classes_and_sigma():
+    layer, x = CosineLinear(8, 3), torch.randn(5, 8)
+    layer.sigma.data.fill_(4.0)
+    once = grown(layer, 2)
+    twice = grown(once, 4)
+    assert torch.allclose(once(x)[:, :3], layer(x))
+    assert torch.allclose(twice(x)[:, :5], once(x))
+    assert (len(twice.old_weight), len(twice.new_weight)) == (5, 4)
+    assert twice.sigma.item() == 4.0
+    assert {name for name, _ in twice.named_parameters()} == {"old_weight", "new_weight", "sigma"}
+
+
+def test_split_classifier_equals_the_joint_one():
+    split, x = SplitCosineLinear(8, 3, 2), torch.randn(5, 8)
+    joint = CosineLinear(8, 5)
+    joint.weight.data = torch.cat([split.old_weight.data, split.new_weight.data])
+    assert torch.equal(split(x), joint(x))
+
+
+@pytest.mark.parametrize("grow", [[], [1], [1, 2]])
+def test_a_network_is_restored_from_its_weights(grow):
+    model = make_network("resnet8", 4, CPU)
+    for classes in grow:
+        model.classifier = grown(model.classifier, classes)
+    model.train()(torch.randn(8, 3, 8, 8))  # gives BatchNorm some statistics
+    weights = copy.deepcopy(model.state_dict())
+    restored = restore_network("resnet8", weights, CPU).eval()
+    x = torch.randn(3, 3, 8, 8)
+    assert torch.equal(restored(x), model.eval()(x))
+    assert restored.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_last_block_has_no_final_relu_and_all_others_do():
+    flags = [block.final_relu for block in resnet_cifar("resnet20", 5).blocks]
+    assert flags == [True] * 8 + [False]
+
+
+def test_forward_is_classifier_of_features():
+    model, x = resnet_cifar("resnet8", 5).eval(), torch.randn(2, 3, 16, 16)
+    expected = model.classifier.sigma * F.normalize(model.features(x)) @ F.normalize(model.classifier.weight).T
+    assert torch.allclose(model(x), expected, atol=1e-6)
