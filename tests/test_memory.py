@@ -1,0 +1,78 @@
+"""The exemplar memory, its budget and the batches drawn from it."""
+
+import pytest
+import torch
+
+from mnemonics.config import ExperimentConfig
+from mnemonics.data.batches import LabelledImages, balanced_batches, rank_within_class, shuffled_batches
+from mnemonics.exemplars.memory import ExemplarMemory, exemplars_per_class
+
+CPU = torch.device("cpu")
+
+
+def labelled(labels, size=4):
+    """Images whose first pixel is their position, so that they can be told apart."""
+    images = torch.zeros(len(labels), 3, size, size, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(len(labels), dtype=torch.uint8)
+    return LabelledImages(images, torch.tensor(labels))
+
+
+def test_extend_and_shrink_keep_the_first_of_each_class():
+    memory = ExemplarMemory.empty(4, CPU).extended(labelled([0, 0, 0, 1, 1, 1]))
+    memory = memory.shrunk_to(2).extended(labelled([2, 2]))
+    assert memory.data.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert memory.data.images[:, 0, 0, 0].tolist() == [0, 1, 3, 4, 0, 1]
+    assert memory.counts().tolist() == [2, 2, 2]
+
+
+def test_bytes_are_those_of_real_images():
+    memory = ExemplarMemory.empty(32, CPU).extended(labelled([0] * 20, 32))
+    assert memory.bytes == 20 * 3 * 32 * 32
+
+
+def test_memory_refuses_floats_and_classes_it_has():
+    memory = ExemplarMemory.empty(4, CPU).extended(labelled([0, 1]))
+    with pytest.raises(ValueError, match="already holds"):
+        memory.extended(labelled([1]))
+    with pytest.raises(ValueError, match="uint8"):
+        memory.extended(LabelledImages(torch.zeros(1, 3, 4, 4), torch.tensor([2])))
+    with pytest.raises(ValueError, match="uint8"):
+        memory.with_images(torch.zeros(2, 3, 4, 4))
+
+
+def test_quota_per_class_and_in_total():
+    per_class = ExperimentConfig(nb_protos=20)
+    assert [exemplars_per_class(per_class, seen, 500) for seen in (50, 100)] == [20, 20]
+    total = ExperimentConfig(total_memory=2000)
+    assert [exemplars_per_class(total, seen, 500) for seen in (50, 60, 100)] == [40, 33, 20]
+    assert exemplars_per_class(total, 2, 144) == 144  # no more than the smallest class has
+
+
+def test_rank_within_class():
+    assert rank_within_class(torch.tensor([5, 1, 5, 5, 1])).tolist() == [0, 0, 1, 2, 1]
+
+
+def test_shuffled_batches_pass_over_everything_once():
+    data = labelled([0] * 10)
+    batches = list(shuffled_batches(data, 4, torch.Generator().manual_seed(0)))
+    assert [len(b) for b in batches] == [4, 4, 2]
+    seen = torch.cat([b.images[:, 0, 0, 0] for b in batches]).tolist()
+    assert sorted(seen) == list(range(10))
+    assert seen != list(range(10))
+
+
+def test_balanced_batches_are_balanced_and_use_every_image_equally():
+    labels = torch.arange(7).repeat_interleave(20)
+    batches = list(balanced_batches(labels, 32, 35, torch.Generator().manual_seed(0)))
+    assert all(len(batch) == 32 for batch in batches)
+    for batch in batches:
+        counts = torch.bincount(labels[batch], minlength=7)
+        assert counts.max() - counts.min() <= 2
+    uses = torch.bincount(torch.cat(batches), minlength=140)  # 35 * 32 = 8 * 140
+    assert uses.tolist() == [8] * 140
+
+
+def test_balanced_batches_of_a_small_set_are_whole_passes():
+    labels = torch.tensor([0, 0, 1, 1])
+    for batch in balanced_batches(labels, 128, 3, torch.Generator().manual_seed(0)):
+        assert sorted(batch.tolist()) == [0, 1, 2, 3]
