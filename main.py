@@ -1,0 +1,33 @@
+"""Run one class-incremental learning experiment.
+
+    python main.py --dataset cifar100 --nb_phases 5          the paper's settings
+    python main.py --dataset digits --nb_phases 5 --epochs 20 --network resnet8
+    python main.py --help                                    every flag
+
+Exit status: 0 done, 1 the run failed, 2 the command line or the data must be changed.
+"""
+
+import sys
+
+from mnemonics.config import UsageError, parse_args
+from mnemonics.experiment import run
+from mnemonics.report import results_table
+from mnemonics.runtime import NonFiniteLossError
+
+
+def main() -> int:
+    try:
+        results, folder = run(parse_args())
+    except UsageError as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return 2
+    except NonFiniteLossError as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return 1
+    print(results_table(results))
+    print(f"everything measured: {folder / 'results.json'}; pictures: {folder / '*.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

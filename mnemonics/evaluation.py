@@ -1,0 +1,101 @@
+"""Features, class means and every accuracy that results.json holds. Percent, two decimals."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnemonics.data.batches import LabelledImages, Preprocessing
+
+Accuracies = dict[str, float]
+
+
+@torch.no_grad()
+def features_of(
+    model: nn.Module, images: Tensor, prep: Preprocessing, batch_size: int, mirrored: bool = False
+) -> Tensor:
+    """Features float [n, d] of uint8 images [n, 3, h, w], or of their mirror images (width axis), in eval mode."""
+    model.eval()
+    batches = (batch.flip(3) if mirrored else batch for batch in images.split(batch_size))
+    return torch.cat([model.features(prep.plain(batch)) for batch in batches])
+
+
+def mean_features(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Mean L2-normalised feature of each class: [num_classes, d] from features [n, d] and labels int64 [n].
+
+    Summed in class order by a matrix product, which is repeatable on every device.
+    """
+    members = F.one_hot(labels, num_classes).to(torch.float64)  # (n, classes)
+    return members.T @ F.normalize(features.double(), dim=1) / members.sum(0)[:, None]
+
+
+def class_means(
+    model: nn.Module, data: LabelledImages, num_classes: int, prep: Preprocessing, batch_size: int
+) -> Tensor:
+    """The means of the nearest-mean classifier (iCaRL, Algorithm 1), float64 [num_classes, d].
+
+    L2-normalised features are averaged over the images of a class and, where a mirrored image keeps its class, over
+    their mirror images; the mean is normalised again. Every class must have an image in `data`.
+    """
+    versions = (False, True) if prep.mirror else (False,)
+    means = [
+        mean_features(features_of(model, data.images, prep, batch_size, mirrored), data.labels, num_classes)
+        for mirrored in versions
+    ]
+    return F.normalize(torch.stack(means).mean(0), dim=1)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, images: Tensor, means: dict[str, Tensor], prep: Preprocessing, batch_size: int
+) -> dict[str, Tensor]:
+    """Predicted labels int64 [n] of uint8 images: "cnn" by the network output, and by the nearest of each set of means.
+
+    All means have unit length, so the nearest one is the one with the largest inner product.
+    """
+    features = features_of(model, images, prep, batch_size)
+    nearest = {name: (features.double() @ m.T).argmax(1) for name, m in means.items()}
+    return {"cnn": model.classifier(features).argmax(1)} | nearest
+
+
+def accuracy_percent(predicted: Tensor, labels: Tensor) -> float:
+    """Share of `predicted` [n] that equals `labels` [n], in percent with two decimals."""
+    return round(100 * (predicted == labels).sum().item() / len(labels), 2)
+
+
+def accuracies(predictions: dict[str, Tensor], labels: Tensor, phase_of_label: Tensor) -> dict[str, dict]:
+    """Accuracy of each classifier over all test images, over those of phase-0 classes, and by phase of origin.
+
+    Args:
+        predictions: classifier name -> predicted labels int64 [n].
+        labels: int64 [n].
+        phase_of_label: int64 [num_classes], the phase in which each label was new.
+    Returns:
+        {"accuracy": {name: percent}, "phase0_accuracy": {name: percent}, "by_origin": {name: [percent per phase]}}.
+    """
+    origin = phase_of_label[labels]
+    by_origin = {
+        name: [accuracy_percent(p[origin == i], labels[origin == i]) for i in range(int(origin.max()) + 1)]
+        for name, p in predictions.items()
+    }
+    return {
+        "accuracy": {name: accuracy_percent(p, labels) for name, p in predictions.items()},
+        "phase0_accuracy": {name: percents[0] for name, percents in by_origin.items()},
+        "by_origin": by_origin,
+    }
+
+
+def summary(phases: list[dict]) -> dict[str, Accuracies]:
+    """Over the phases of results.json so far, for each classifier (after fine-tuning):
+
+    average_accuracy: mean over all phases, phase 0 included, of the accuracy on the test images of all classes seen;
+    last_accuracy: that of the last phase;
+    forgetting: accuracy on the test images of phase-0 classes after phase 0 minus the same after the last phase.
+    """
+    names = [name for name in phases[0]["accuracy"] if not name.endswith("_before_finetune")]
+    average = {name: sum(p["accuracy"][name] for p in phases) / len(phases) for name in names}
+    drop = {name: phases[0]["phase0_accuracy"][name] - phases[-1]["phase0_accuracy"][name] for name in names}
+    return {
+        "average_accuracy": {name: round(value, 2) for name, value in average.items()},
+        "last_accuracy": {name: phases[-1]["accuracy"][name] for name in names},
+        "forgetting": {name: round(value, 2) for name, value in drop.items()},
+    }

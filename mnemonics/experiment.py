@@ -1,0 +1,157 @@
+"""The phase loop: Algorithm 1 of the paper."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mnemonics import report
+from mnemonics.baselines import BASELINES
+from mnemonics.baselines.base import Baseline
+from mnemonics.config import ExperimentConfig
+from mnemonics.data.batches import LabelledImages
+from mnemonics.evaluation import accuracies, class_means, features_of, predict
+from mnemonics.exemplars.bilevel import BilevelSettings, adjust_old_exemplars, optimise_new_exemplars
+from mnemonics.exemplars.memory import exemplars_per_class
+from mnemonics.exemplars.selection import herding_selection, random_selection
+from mnemonics.protocol import Phase
+from mnemonics.runfolder import open_run, save_phase, write_results
+from mnemonics.runlog import RunLog
+from mnemonics.runtime import NonFiniteLossError, peak_memory_bytes, seed_of, timed
+from mnemonics.setup import Experiment, State, announcement, set_up
+from mnemonics.training import finetune_on_exemplars, train_phase
+
+
+def run(user: ExperimentConfig) -> tuple[dict, Path]:
+    """Run an experiment from wherever its run folder says it stopped. Returns (results.json as a dict, run folder)."""
+    experiment = set_up(user)
+    state = open_run(experiment)
+    with RunLog(experiment.folder) as log:
+        for line in announcement(experiment, state):
+            log.line(line)
+        baseline = BASELINES[experiment.config.baseline](experiment.config)
+        for phase in experiment.protocol.phases[len(state.phases) :]:
+            try:
+                run_phase(experiment, baseline, phase, state, log)
+            except NonFiniteLossError as error:
+                raise NonFiniteLossError(f"phase {phase.index}, {error}") from None
+            save_phase(experiment, phase, state)
+            log.line(phase_line(state.phases[-1]))
+    results = write_results(experiment, state)
+    return results, experiment.folder
+
+
+def run_phase(experiment: Experiment, baseline: Baseline, phase: Phase, state: State, log: RunLog) -> None:
+    """One phase of Algorithm 1; updates `state` in place."""
+    config, prep, model, device = experiment.config, experiment.prep, state.model, experiment.device
+    seconds: dict[str, float] = {}
+    new_data = experiment.train_data([phase])  # D_i
+    torch.manual_seed(seed_of(config.random_seed, phase.index, "new class weights"))
+    baseline.begin_phase(model, phase)
+
+    train_images = {"new": len(new_data), "exemplars": len(state.memory)}
+    with timed(seconds, "train", device):  # Eq. 6
+        data = new_data.and_also(state.memory.data)
+        train_phase(model, baseline, phase, data, prep, config, experiment.generator(phase, "training"), log)
+
+    with timed(seconds, "exemplars", device):
+        quota = exemplars_per_class(config, phase.seen, experiment.source.smallest_class()[1])
+        start = select_exemplars(experiment, phase, model, new_data, quota)
+        new, old, losses = start, state.memory.shrunk_to(quota), None
+        if config.exemplars == "mnemonics":
+            settings = BilevelSettings.of(config)
+            new, losses = optimise_new_exemplars(
+                model, start, new_data, prep, settings, experiment.generator(phase, "new exemplars")
+            )  # Eq. 9
+            if not config.no_adjust:
+                old = adjust_old_exemplars(
+                    model, old, prep, settings, experiment.generator(phase, "old exemplars")
+                )  # Eq. 10
+        state.memory = old.extended(new)
+
+    before = evaluate(experiment, phase, state, seconds)
+    after = before
+    if config.finetune_epochs and phase.index > 0:  # after phase 0 there is no bias to remove
+        with timed(seconds, "finetune", device):
+            finetune_on_exemplars(model, state.memory, prep, config, experiment.generator(phase, "fine-tuning"))
+        after = evaluate(experiment, phase, state, seconds)
+    state.phases.append(phase_result(phase, state, train_images, before, after, losses, seconds, device))
+    report_pictures(experiment, phase, start, new, log)
+    for name, percent in after["accuracy"].items():
+        log.scalar(f"accuracy/{name}", percent, phase.index)
+
+
+def select_exemplars(
+    experiment: Experiment, phase: Phase, model: nn.Module, new_data: LabelledImages, per_class: int
+) -> LabelledImages:
+    """Real images of the new classes: by herding, or at random (also where mnemonics start from)."""
+    if experiment.config.exemplars == "herding":
+        features = features_of(model, new_data.images, experiment.prep, experiment.config.eval_batch_size)
+        return new_data[herding_selection(features, new_data.labels, per_class)]
+    return new_data[random_selection(new_data.labels, per_class, experiment.generator(phase, "exemplar choice"))]
+
+
+def evaluate(experiment: Experiment, phase: Phase, state: State, seconds: dict[str, float]) -> dict[str, dict]:
+    """CNN, NME and, with --ncm, NCM accuracies on the test images of all classes seen; see `accuracies`."""
+    config, prep, batch_size = experiment.config, experiment.prep, experiment.config.eval_batch_size
+    with timed(seconds, "evaluate", experiment.device):
+        means = {"nme": class_means(state.model, state.memory.data, phase.seen, prep, batch_size)}
+        if config.ncm:
+            all_data = experiment.train_data(list(experiment.protocol.phases[: phase.index + 1]))
+            means["ncm"] = class_means(state.model, all_data, phase.seen, prep, batch_size)
+        test = experiment.test_data(phase)
+        predictions = predict(state.model, test.images, means, prep, batch_size)
+        origin = torch.from_numpy(experiment.protocol.phase_of_label()).to(experiment.device)
+        return accuracies(predictions, test.labels, origin)
+
+
+def phase_result(
+    phase: Phase,
+    state: State,
+    train_images: dict[str, int],
+    before: dict,
+    after: dict,
+    losses: dict[str, float] | None,
+    seconds: dict[str, float],
+    device: torch.device,
+) -> dict:
+    """The entry of this phase in results.json; `losses` only where exemplars were optimised."""
+    counts = state.memory.counts()
+    both = {
+        key: after[key] | {f"{name}_before_finetune": value for name, value in before[key].items()}
+        for key in ("accuracy", "phase0_accuracy")
+    }
+    result = {
+        "phase": phase.index,
+        "classes_seen": phase.seen,
+        "train_images": train_images,
+        "exemplars_per_class": {"min": int(counts.min()), "max": int(counts.max())},
+        "exemplar_bytes": state.memory.bytes,
+        **both,
+        "accuracy_by_phase_of_origin": after["by_origin"],
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes(device),
+    }
+    return result | ({"exemplar_validation_loss": losses} if losses else {})
+
+
+def phase_line(result: dict) -> str:
+    """One line on a finished phase."""
+    percents = ", ".join(
+        f"{name.upper()} {value:.2f}%"
+        for name, value in result["accuracy"].items()
+        if not name.endswith("_before_finetune")
+    )
+    return (
+        f"phase {result['phase']}: {result['classes_seen']} classes, {percents}; "
+        f"{sum(result['seconds'].values()):.1f} s"
+    )
+
+
+def report_pictures(
+    experiment: Experiment, phase: Phase, start: LabelledImages, new: LabelledImages, log: RunLog
+) -> None:
+    """exemplars_phase_<i>.png, also for tensorboardX."""
+    names = [experiment.source.class_names[c] for c in experiment.protocol.order]
+    path = experiment.folder / f"exemplars_phase_{phase.index}.png"
+    report.plot_exemplars(start.images.cpu(), new.images.cpu(), new.labels.cpu(), names, path)

@@ -1,0 +1,116 @@
+"""Device, random generators, clock and the facts about the machine that results.json records."""
+
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mnemonics.config import ExperimentConfig, UsageError
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite; the message says where and with which rate."""
+
+
+def pick_device(config: ExperimentConfig) -> torch.device:
+    """The device of --device / --gpu.
+
+    Raises:
+        UsageError: when it is not there.
+    """
+    flag, name = ("--device", config.device) if config.gpu is None else ("--gpu", f"cuda:{config.gpu}")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"{flag} {name}: not a device; cpu, cuda or cuda:1 would be") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"{flag} {name}: runs on cpu or cuda only")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UsageError(
+            f"{flag} {name if config.gpu is None else config.gpu}: this machine has {count} CUDA devices; "
+            "--device cpu works everywhere"
+        )
+    return device
+
+
+def prepare(device: torch.device, deterministic: bool) -> None:
+    """Process-wide settings. Repeatable kernels are always on for a CPU, where they cost nothing."""
+    if deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic or device.type == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes every tensor twice
+
+
+def seed_of(seed: int, phase: int, purpose: str) -> int:
+    """A 63-bit seed for one purpose in one phase. Deriving every stream from these three, instead of drawing all from
+    one, is what lets a resumed run make the draws of an uninterrupted one without storing any generator."""
+    words = np.random.SeedSequence([seed, phase, zlib.crc32(purpose.encode())]).generate_state(2, np.uint32)
+    return (int(words[0]) << 31) ^ int(words[1])
+
+
+def generator(seed: int, phase: int, purpose: str, device: torch.device) -> torch.Generator:
+    """A torch generator on `device` for one purpose in one phase."""
+    return torch.Generator(device).manual_seed(seed_of(seed, phase, purpose))
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str, device: torch.device) -> Iterator[None]:
+    """Add the wall time of the block, the work queued on a CUDA device included, to `seconds[stage]`."""
+    start = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory so far: allocated on a CUDA device, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """What was measured on what: versions, device, CPU count, commit and command line."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device.type,
+        "device_name": name,
+        "cpu_count": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+
+
+def commit() -> str:
+    """Git commit of this code, "-dirty" appended if tracked files were changed, "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")

@@ -1,0 +1,87 @@
+"""From the settings to everything the phase loop needs: data, protocol, device, run folder."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mnemonics.config import ExperimentConfig, resolved, run_name
+from mnemonics.data.batches import LabelledImages, Preprocessing
+from mnemonics.data.sources import ImageSource, load_source
+from mnemonics.exemplars.memory import ExemplarMemory, check_budget
+from mnemonics.protocol import Phase, Protocol, make_protocol, phase_sizes
+from mnemonics.runtime import generator, pick_device, prepare
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What does not change from phase to phase."""
+
+    config: ExperimentConfig
+    source: ImageSource
+    protocol: Protocol
+    prep: Preprocessing
+    device: torch.device
+    folder: Path
+
+    def generator(self, phase: Phase, purpose: str) -> torch.Generator:
+        return generator(self.config.random_seed, phase.index, purpose, self.device)
+
+    def train_data(self, phases: list[Phase]) -> LabelledImages:
+        """Training images of the classes new in `phases`."""
+        return self.labelled(*self.source.train([c for phase in phases for c in phase.class_ids]))
+
+    def test_data(self, phase: Phase) -> LabelledImages:
+        """Test images of all classes seen after `phase`."""
+        return self.labelled(*self.source.test(self.protocol.order[: phase.seen]))
+
+    def labelled(self, images: torch.Tensor, class_ids: torch.Tensor) -> LabelledImages:
+        labels = torch.from_numpy(self.protocol.labels_of(class_ids.numpy()))
+        return LabelledImages(images.to(self.device), labels.to(self.device))
+
+
+@dataclass
+class State:
+    """What a phase leaves to the next one; a checkpoint holds exactly this."""
+
+    model: nn.Module
+    memory: ExemplarMemory
+    phases: list[dict]  # the "phases" of results.json
+
+
+def set_up(user: ExperimentConfig) -> Experiment:
+    """Load the data, settle all settings and make the run folder's name.
+
+    Raises:
+        UsageError: for whatever the user has to change.
+    """
+    device = pick_device(user)
+    prepare(device, user.deterministic)
+    source = load_source(user)
+    first, per_phase, count = phase_sizes(source.num_classes, user.nb_phases, user.nb_cl_fg, user.nb_cl)
+    default_first = first == source.num_classes // 2
+    named = dataclasses.replace(user, nb_phases=count, nb_cl=None, nb_cl_fg=None if default_first else first)
+    config = dataclasses.replace(resolved(named), nb_cl_fg=first, nb_cl=per_phase)
+    check_budget(config, source)
+    protocol = make_protocol(source.num_classes, first, per_phase, config.order_seed)
+    folder = Path(config.out or Path("runs") / run_name(named))
+    return Experiment(config, source, protocol, Preprocessing.of(source, device), device, folder)
+
+
+def announcement(experiment: Experiment, state: State) -> list[str]:
+    """What a run says before it starts."""
+    config, source = experiment.config, experiment.source
+    budget = f"{config.nb_protos} per class" if config.total_memory is None else f"{config.total_memory} in total"
+    lines = [
+        *source.notices,
+        f"{source.name}: {source.num_classes} classes, {len(source.train_images)} training and "
+        f"{len(source.test_images)} test images; phases: {config.nb_cl_fg} classes, then {config.nb_phases} x "
+        f"{config.nb_cl}",
+        f"{config.baseline}, {config.exemplars} exemplars ({budget}), {config.network} on {experiment.device}; "
+        f"run folder {experiment.folder}",
+    ]
+    if state.phases:
+        lines.append(f"resuming after phase {state.phases[-1]['phase']}")
+    return lines

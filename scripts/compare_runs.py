@@ -1,0 +1,75 @@
+"""Compare finished (or running) runs: one table, one plot, and where the pictures of each run are.
+
+python scripts/compare_runs.py runs/a runs/b [--out accuracy_comparison.png]
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
+
+from mnemonics.report import comparison_table, plot_accuracy, results_table
+
+
+def load_results(run_dir: Path) -> dict[str, Any]:
+    """The content of `run_dir`/results.json. Raises ValueError (one line naming the path) where unusable."""
+    path = run_dir / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give the folder of a run") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    try:
+        if not results["phases"]:
+            raise ValueError(f"{path}: no phase is finished yet")
+        results_table(results), comparison_table([(run_dir.name, results)])  # they read all that is needed later
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
+    return results
+
+
+def run_names(run_dirs: Sequence[Path]) -> list[str]:
+    """The name of each folder, or the paths as given where two folders have the same name."""
+    names = [run_dir.resolve().name for run_dir in run_dirs]
+    return names if len(set(names)) == len(names) else [str(run_dir) for run_dir in run_dirs]
+
+
+def pictures(run_dir: Path) -> list[Path]:
+    """The pictures that a run wrote, those of the exemplars in the order of their phases."""
+    grids = sorted(run_dir.glob("exemplars_phase_*.png"), key=lambda path: (len(path.name), path.name))
+    return grids + [path for path in [run_dir / "accuracy.png"] if path.is_file()]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table, write the plot, list the pictures. Returns the exit status: 2 for a user's mistake."""
+    parser = argparse.ArgumentParser(description="Compare runs by their results.json.", allow_abbrev=False)
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument(
+        "--out", type=Path, default=Path("accuracy_comparison.png"), help="the plot to write (accuracy_comparison.png)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        loaded = [load_results(run_dir) for run_dir in options.run_dirs]
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    runs = list(zip(run_names(options.run_dirs), loaded, strict=True))
+    print(comparison_table(runs))
+    try:
+        plot_accuracy(runs, options.out)
+    except OSError as error:
+        print(f"--out {options.out}: cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
+    print("\npictures:")
+    for path in [picture for run_dir in options.run_dirs for picture in pictures(run_dir)] + [options.out]:
+        print(f"  {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,12 @@
+# Sourced by the other scripts: changes to the repository, makes .venv with the packages of requirements.txt unless it is
+# up to date, and sets PY to the Python to use. An environment that is active already and has the packages is used as it is.
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+PY=.venv/bin/python
+stamp=.venv/requirements.installed
+if ! { [ -x "$PY" ] && cmp -s requirements.txt "$stamp"; }; then
+    python=$(command -v python3 || command -v python) || { echo "setup: no python3 found" >&2; exit 1; }
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: Python 3.11 or newer is needed" >&2; exit 1; }
+    echo "setup: installing into .venv (a few minutes, once)"
+    { [ -x "$PY" ] || "$python" -m venv .venv; } && "$PY" -m pip install --quiet -r requirements.txt || exit 1
+    cp requirements.txt "$stamp"
+fi

@@ -1,0 +1,127 @@
+"""The model level: schedule, fine-tuning, what happens when a loss explodes."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+from mnemonics import training
+from mnemonics.baselines import BASELINES
+from mnemonics.config import ExperimentConfig
+from mnemonics.data.batches import LabelledImages, Preprocessing, balanced_batches
+from mnemonics.exemplars.memory import ExemplarMemory
+from mnemonics.exemplars.unroll import unroll
+from mnemonics.models import make_network
+from mnemonics.protocol import make_protocol
+from mnemonics.runtime import NonFiniteLossError
+
+PREP = Preprocessing(torch.full((3,), 0.5), torch.full((3,), 0.25), 1, False)
+PHASE = make_protocol(10, 5, 1, 1993).phases[0]
+
+
+class SilentLog:
+    def __init__(self):
+        self.scalars = {}
+
+    def line(self, text):
+        pass
+
+    def scalar(self, name, value, step):
+        self.scalars.setdefault(name, {})[step] = value
+
+
+def colours(n=40, classes=5):
+    """Each class is one grey level, with noise."""
+    labels = torch.arange(n) % classes
+    noise = torch.randint(-8, 9, (n, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    return LabelledImages((labels[:, None, None, None] * 50 + 20 + noise).to(torch.uint8), labels)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return make_network("resnet8", 5, torch.device("cpu"))
+
+
+def train(config, data=None, model=None):
+    log, model = SilentLog(), model or network()
+    baseline = BASELINES["lwf"](config)
+    data = data or colours()
+    training.train_phase(model, baseline, PHASE, data, PREP, config, torch.Generator().manual_seed(0), log)
+    return model, log
+
+
+def test_rate_drops_after_half_and_three_quarters_of_the_epochs():
+    _, log = train(ExperimentConfig(epochs=8, train_batch_size=40))
+    rates = [round(rate, 6) for rate in log.scalars["train/learning_rate"].values()]
+    assert rates == [0.1] * 4 + [0.01] * 2 + [0.001] * 2
+    assert training.milestones(160) == [80, 120]
+    assert training.milestones(90) == [45, 68]
+
+
+def test_the_loss_falls():
+    _, log = train(ExperimentConfig(epochs=12, train_batch_size=8))
+    losses = list(log.scalars["train/loss"].values())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_first_step_is_momentum_sgd_with_weight_decay_on_the_loss():
+    """One batch of everything: the weights after it by hand."""
+    config = ExperimentConfig(epochs=1, train_batch_size=64, base_lr=0.2, custom_weight_decay=0.01)
+    model, start = network(), network()
+    train(config, model=model)
+    start.train()
+    draws = torch.Generator().manual_seed(0)
+    order = torch.randperm(40, generator=draws)
+    data = colours()[order]
+    F.cross_entropy(start(PREP.augmented(data.images, draws)), data.labels).backward()
+    for trained, p in zip(model.parameters(), start.parameters(), strict=True):
+        assert torch.allclose(trained, p - 0.2 * (p.grad + 0.01 * p), atol=1e-6)
+
+
+def test_an_exploding_loss_stops_the_run_and_names_epoch_and_rate():
+    with pytest.raises(NonFiniteLossError, match=r"epoch \d+.*--base_lr"):
+        train(ExperimentConfig(epochs=30, train_batch_size=8, base_lr=1e20))
+
+
+def test_finetuning_is_what_the_unroll_rehearses():
+    config = ExperimentConfig(finetune_epochs=3, finetune_lr=0.05, train_batch_size=16)
+    memory, model = ExemplarMemory(colours()), network()
+    model.train()(PREP.plain(colours().images))
+    rehearsal = copy.deepcopy(model).eval()
+    training.finetune_on_exemplars(model, memory, PREP, config, torch.Generator().manual_seed(5))
+    labels, x = memory.data.labels, PREP.plain(memory.data.images)
+    batches = list(balanced_batches(labels, 16, 9, torch.Generator().manual_seed(5)))  # 3 epochs of ceil(40 / 16)
+
+    def step_loss(parameters, images, k):
+        return F.cross_entropy(functional_call(rehearsal, parameters, (images[batches[k]],)), labels[batches[k]])
+
+    points, _ = unroll(step_loss, dict(rehearsal.named_parameters()), x, [0.05] * 9)
+    for name, p in model.named_parameters():
+        assert torch.allclose(p, points[-1][name], atol=1e-6), name
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), rehearsal.buffers(), strict=True))
+
+
+def test_finetuning_takes_away_the_bias_to_new_classes():
+    model, data = network(), colours(200)
+    lopsided = LabelledImages(torch.cat([data.images, data.images[data.labels == 4].repeat(20, 1, 1, 1)]),
+                              torch.cat([data.labels, data.labels[data.labels == 4].repeat(20)]))  # fmt: skip
+    train(ExperimentConfig(epochs=1, train_batch_size=64), lopsided, model)
+    config = ExperimentConfig(finetune_epochs=20, finetune_lr=0.1, train_batch_size=32)
+
+    def share_of_new():
+        return (model.eval()(PREP.plain(data.images)).argmax(1) == 4).float().mean().item()
+
+    before = share_of_new()
+    training.finetune_on_exemplars(model, ExemplarMemory(colours(50)), PREP, config, torch.Generator().manual_seed(0))
+    assert before > 0.35
+    assert share_of_new() == pytest.approx(0.2, abs=0.1)
+
+
+def test_frozen_weights_stay():
+    model = network()
+    model.conv1.requires_grad_(False)
+    frozen = model.conv1.weight.clone()
+    train(ExperimentConfig(epochs=1), model=model)
+    assert torch.equal(model.conv1.weight, frozen)
