@@ -46,7 +46,7 @@ class ExperimentConfig:
     # method
     method: str = setting(
         "mnemonics",
-        "the paper's two columns: mnemonics = --exemplars mnemonics --finetune_epochs 50; "
+        "the paper's two columns: mnemonics = --exemplars mnemonics and fine-tuning on the exemplars; "
         "baseline = --exemplars herding --finetune_epochs 0; single flags override",
         choices=("mnemonics", "baseline"),
     )
@@ -71,19 +71,55 @@ class ExperimentConfig:
     beta: float = setting(0.25, "weight of the distillation")
 
     # exemplar level (Eq. 7-10) and end-of-phase fine-tuning
-    mnemonics_steps: int = setting(10, "K: base-level gradient steps that the exemplar gradient runs back through")
-    mnemonics_epochs: int = setting(50, "exemplar updates per phase, new exemplars and adjusting each")
-    mnemonics_lr: float = setting(0.01, "a2: learning rate of the base level")
-    mnemonics_outer_lr: float = setting(
-        0.01,
-        "b1 = b2: learning rate of the pixels (in normalised image units), halved every fifth of --mnemonics_epochs",
+    mnemonics_preset: str = setting(
+        "default",
+        "where the settings below that are not given come from: default = the best affordable ones of "
+        "results/exemplar_study.md; paper = the paper's",
+        choices=("default", "paper"),
     )
-    mnemonics_optimizer: str = setting("adam", "optimiser of the pixels", choices=("adam", "sgd"))
+    mnemonics_variant: str = setting(
+        "unroll",
+        "what the exemplar gradient runs through: K steps on all weights, K steps on the classifier's weights, or the "
+        "class means of the exemplars' features",
+        choices=("unroll", "unroll-fc", "class-mean"),
+    )
+    mnemonics_base: str | None = setting(
+        None,
+        "what the base level trains on: the new exemplars, or jointly with the old ones (by preset)",
+        type=str,
+        choices=("new", "joint"),
+    )
+    mnemonics_start: str | None = setting(
+        None, "which images new exemplars start from (by preset)", type=str, choices=("random", "herding")
+    )
+    mnemonics_steps: int | None = setting(
+        None, "K: base-level steps that the exemplar gradient runs back through (by preset)", type=int
+    )
+    mnemonics_lr: float | None = setting(None, "a2: learning rate of the base level (by preset)", type=float)
+    mnemonics_batch_size: int | None = setting(
+        None, "batch size of base level, exemplar validation and fine-tuning (by preset)", type=int
+    )
+    mnemonics_epochs: int | None = setting(
+        None, "exemplar updates per phase, of new exemplars and in adjusting each (by preset)", type=int
+    )
+    mnemonics_outer_lr: float | None = setting(
+        None,
+        "b1 = b2: learning rate of the pixels in normalised image units, halved every fifth of --mnemonics_epochs "
+        "(by preset)",
+        type=float,
+    )
+    mnemonics_optimizer: str | None = setting(
+        None, "optimiser of the pixels (by preset)", type=str, choices=("adam", "sgd")
+    )
+    mnemonics_augment: bool = setting(False, "crop and mirror the batches of base level and fine-tuning at random")
+    mnemonics_subsets: int = setting(2, "subsets of the old exemplars, each adjusted on the others (at least 2)")
     no_adjust: bool = setting(False, "leave old exemplars as they are (skip Eq. 10)")
     finetune_epochs: int | None = setting(
-        None, "epochs over the exemplars at the end of each phase from phase 1 on (by --method)", type=int
+        None,
+        "epochs over the exemplars at the end of each phase from phase 1 on (by --method and preset; 0 for none)",
+        type=int,
     )
-    finetune_lr: float = setting(0.01, "learning rate of the end-of-phase fine-tuning")
+    finetune_lr: float | None = setting(None, "learning rate of the fine-tuning (that of the base level)", type=float)
 
     # running
     ncm: bool = setting(False, "also report nearest-class-mean accuracy, whose means read all training data")
@@ -100,9 +136,30 @@ class ExperimentConfig:
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(ExperimentConfig)}
-PRESETS = {
-    "mnemonics": {"exemplars": "mnemonics", "finetune_epochs": 50},
-    "baseline": {"exemplars": "herding", "finetune_epochs": 0},
+METHODS = {"mnemonics": {"exemplars": "mnemonics"}, "baseline": {"exemplars": "herding", "finetune_epochs": 0}}
+EXEMPLAR_PRESETS = {
+    "default": {
+        "mnemonics_base": "new",
+        "mnemonics_start": "random",
+        "mnemonics_steps": 15,
+        "mnemonics_lr": 0.03,
+        "mnemonics_batch_size": 256,
+        "mnemonics_epochs": 30,
+        "mnemonics_outer_lr": 0.05,
+        "mnemonics_optimizer": "adam",
+        "finetune_epochs": 15,
+    },
+    "paper": {
+        "mnemonics_base": "new",
+        "mnemonics_start": "random",
+        "mnemonics_steps": 50,
+        "mnemonics_lr": 0.01,
+        "mnemonics_batch_size": 128,
+        "mnemonics_epochs": 50,
+        "mnemonics_outer_lr": 0.01,
+        "mnemonics_optimizer": "sgd",
+        "finetune_epochs": 50,
+    },
 }
 NON_NEGATIVE = ("finetune_epochs", "custom_momentum", "custom_weight_decay", "beta", "gpu", "random_seed", "order_seed")
 
@@ -151,6 +208,8 @@ def check(config: ExperimentConfig) -> None:
         if not math.isfinite(value) or value < 0 or (value == 0 and name not in NON_NEGATIVE):
             least = "at least 0" if name in NON_NEGATIVE else "greater than 0"
             raise UsageError(f"--{name} {value}: must be {least}")
+    if config.mnemonics_subsets < 2:
+        raise UsageError(f"--mnemonics_subsets {config.mnemonics_subsets}: at least 2; --no_adjust skips the adjusting")
     if config.nb_protos is not None and config.total_memory is not None:
         raise UsageError(
             f"--nb_protos {config.nb_protos} and --total_memory {config.total_memory}: give one of the two, "
@@ -161,13 +220,16 @@ def check(config: ExperimentConfig) -> None:
 
 
 def resolved(config: ExperimentConfig) -> ExperimentConfig:
-    """Fill in what depends on other settings: the preset of --method, the network, the budget."""
-    fill = {name: value for name, value in PRESETS[config.method].items() if getattr(config, name) is None}
+    """Fill in what depends on other settings: first from --method, then from --mnemonics_preset, then the rest."""
+    for preset in (METHODS[config.method], EXEMPLAR_PRESETS[config.mnemonics_preset]):
+        missing = {name: value for name, value in preset.items() if getattr(config, name) is None}
+        config = dataclasses.replace(config, **missing)
+    rest = {"finetune_lr": config.mnemonics_lr} if config.finetune_lr is None else {}
     if config.nb_protos is None and config.total_memory is None:
-        fill["nb_protos"] = 20
+        rest["nb_protos"] = 20
     if config.network == "auto":
-        fill["network"] = "resnet32"
-    return dataclasses.replace(config, **fill)
+        rest["network"] = "resnet32"
+    return dataclasses.replace(config, **rest)
 
 
 def result_settings(config: ExperimentConfig) -> dict[str, Any]:

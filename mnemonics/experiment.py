@@ -43,37 +43,19 @@ def run(user: ExperimentConfig) -> tuple[dict, Path]:
 
 def run_phase(experiment: Experiment, baseline: Baseline, phase: Phase, state: State, log: RunLog) -> None:
     """One phase of Algorithm 1; updates `state` in place."""
-    config, prep, model, device = experiment.config, experiment.prep, state.model, experiment.device
+    config, prep, device = experiment.config, experiment.prep, experiment.device
     seconds: dict[str, float] = {}
     new_data = experiment.train_data([phase])  # D_i
-    torch.manual_seed(seed_of(config.random_seed, phase.index, "new class weights"))
-    baseline.begin_phase(model, phase)
-
     train_images = {"new": len(new_data), "exemplars": len(state.memory)}
-    with timed(seconds, "train", device):  # Eq. 6
-        data = new_data.and_also(state.memory.data)
-        train_phase(model, baseline, phase, data, prep, config, experiment.generator(phase, "training"), log)
-
+    with timed(seconds, "train", device):
+        learn_classes(experiment, baseline, phase, new_data, state, log)  # Eq. 6
     with timed(seconds, "exemplars", device):
-        quota = exemplars_per_class(config, phase.seen, experiment.source.smallest_class()[1])
-        start = select_exemplars(experiment, phase, model, new_data, quota)
-        new, old, losses = start, state.memory.shrunk_to(quota), None
-        if config.exemplars == "mnemonics":
-            settings = BilevelSettings.of(config)
-            new, losses = optimise_new_exemplars(
-                model, start, new_data, prep, settings, experiment.generator(phase, "new exemplars")
-            )  # Eq. 9
-            if not config.no_adjust:
-                old = adjust_old_exemplars(
-                    model, old, prep, settings, experiment.generator(phase, "old exemplars")
-                )  # Eq. 10
-        state.memory = old.extended(new)
-
-    before = evaluate(experiment, phase, state, seconds)
-    after = before
+        start, new, losses = renew_exemplars(experiment, phase, new_data, state)  # Eq. 9, 10
+    before = after = evaluate(experiment, phase, state, seconds)
     if config.finetune_epochs and phase.index > 0:  # after phase 0 there is no bias to remove
         with timed(seconds, "finetune", device):
-            finetune_on_exemplars(model, state.memory, prep, config, experiment.generator(phase, "fine-tuning"))
+            draws = experiment.generator(phase, "fine-tuning")
+            finetune_on_exemplars(state.model, state.memory, prep, config, draws)
         after = evaluate(experiment, phase, state, seconds)
     state.phases.append(phase_result(phase, state, train_images, before, after, losses, seconds, device))
     report_pictures(experiment, phase, start, new, log)
@@ -81,12 +63,48 @@ def run_phase(experiment: Experiment, baseline: Baseline, phase: Phase, state: S
         log.scalar(f"accuracy/{name}", percent, phase.index)
 
 
+def learn_classes(
+    experiment: Experiment, baseline: Baseline, phase: Phase, new_data: LabelledImages, state: State, log: RunLog
+) -> None:
+    """Train the model of `state` on D_i and the exemplars, with the loss of the baseline (Eq. 6)."""
+    config = experiment.config
+    torch.manual_seed(seed_of(config.random_seed, phase.index, "new class weights"))
+    baseline.begin_phase(state.model, phase)
+    data, draws = new_data.and_also(state.memory.data), experiment.generator(phase, "training")
+    train_phase(state.model, baseline, phase, data, experiment.prep, config, draws, log)
+
+
+def renew_exemplars(
+    experiment: Experiment, phase: Phase, new_data: LabelledImages, state: State
+) -> tuple[LabelledImages, LabelledImages, dict[str, float] | None]:
+    """Make exemplars of the new classes (Eq. 9), adjust the old ones (Eq. 10) and put both into the memory of `state`.
+
+    Returns:
+        The real images started from, the new exemplars, and their validation losses where they were optimised.
+    """
+    config, prep, model = experiment.config, experiment.prep, state.model
+    quota = exemplars_per_class(config, phase.seen, experiment.source.smallest_class()[1])
+    start = new = select_exemplars(experiment, phase, model, new_data, quota)
+    old, losses = state.memory.shrunk_to(quota), None
+    if config.exemplars == "mnemonics":
+        settings, augmented = BilevelSettings.of(config), config.mnemonics_augment
+        draws = experiment.generator(phase, "new exemplars")
+        joint = old.data if config.mnemonics_base == "joint" else None
+        new, losses = optimise_new_exemplars(model, start, new_data, prep, settings, draws, joint, augmented)
+        if not config.no_adjust:
+            draws = experiment.generator(phase, "old exemplars")
+            old = adjust_old_exemplars(model, old, prep, settings, draws, augmented)
+    state.memory = old.extended(new)
+    return start, new, losses
+
+
 def select_exemplars(
     experiment: Experiment, phase: Phase, model: nn.Module, new_data: LabelledImages, per_class: int
 ) -> LabelledImages:
     """Real images of the new classes: by herding, or at random (also where mnemonics start from)."""
-    if experiment.config.exemplars == "herding":
-        features = features_of(model, new_data.images, experiment.prep, experiment.config.eval_batch_size)
+    config = experiment.config
+    if "herding" in (config.exemplars, config.mnemonics_start if config.exemplars == "mnemonics" else None):
+        features = features_of(model, new_data.images, experiment.prep, config.eval_batch_size)
         return new_data[herding_selection(features, new_data.labels, per_class)]
     return new_data[random_selection(new_data.labels, per_class, experiment.generator(phase, "exemplar choice"))]
 

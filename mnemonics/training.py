@@ -5,7 +5,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from mnemonics.baselines.base import Baseline
@@ -100,15 +100,18 @@ def finetune_on_exemplars(
     """Fine-tune `model` in place on the class-balanced exemplars, which takes away its bias toward the new classes.
 
     This is what the base level of the exemplar optimisation (Eq. 8) rehearses, so it is the same thing: cross-entropy,
-    plain SGD on all weights, class-balanced batches, no augmentation, BatchNorm statistics fixed.
+    plain SGD on all weights, class-balanced batches, BatchNorm statistics fixed, augmented only if that is.
     """
     data = memory.data
     optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), config.finetune_lr)
     model.eval()
-    steps = config.finetune_epochs * math.ceil(len(data) / config.train_batch_size)
-    batches = balanced_batches(data.labels, config.train_batch_size, steps, generator)
+    steps = config.finetune_epochs * math.ceil(len(data) / config.mnemonics_batch_size)
+    batches = balanced_batches(data.labels, config.mnemonics_batch_size, steps, generator)
     for batch in tqdm(batches, total=steps, desc="fine-tuning", leave=False, disable=None):
-        loss: Tensor = F.cross_entropy(model(prep.plain(data.images[batch])), data.labels[batch])
+        images = prep.plain(data.images[batch])
+        if config.mnemonics_augment:
+            images = prep.draw_augmentation(len(batch), generator)(images)
+        loss = F.cross_entropy(model(images), data.labels[batch])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

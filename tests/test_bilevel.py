@@ -7,21 +7,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
-from mnemonics.config import ExperimentConfig
+from mnemonics.config import parse_args, resolved
 from mnemonics.data.batches import LabelledImages, Preprocessing
+from mnemonics.exemplars import BilevelSettings, optimise_exemplars
 from mnemonics.exemplars.bilevel import (
-    BilevelSettings,
+    Draws,
     NetworkInput,
-    Pixels,
     adjust_old_exemplars,
-    balanced_halves,
-    base_level_batches,
+    balanced_subsets,
     exemplar_gradient,
     loss_after_steps,
     optimise_new_exemplars,
 )
 from mnemonics.exemplars.memory import ExemplarMemory
+from mnemonics.exemplars.pixels import Pixels
 from mnemonics.runtime import NonFiniteLossError
 
 PREP = Preprocessing(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3]), 2, False)
@@ -34,16 +35,34 @@ def draws(seed=0):
 
 def blobs(n, classes=3, first=0, seed=0):
     """Images of `classes` classes, each a colour pattern with noise."""
-    generator = draws(seed)
     patterns = torch.randint(60, 196, (10, 3, 6, 6), generator=draws(99))
     labels = torch.arange(n) % classes + first
-    noise = torch.randint(-60, 60, (n, 3, 6, 6), generator=generator)
+    noise = torch.randint(-60, 60, (n, 3, 6, 6), generator=draws(seed))
     return LabelledImages((patterns[labels] + noise).clamp(0, 255).to(torch.uint8), labels)
+
+
+def network_input(data):
+    return NetworkInput(PREP.plain(data.images), data.labels)
+
+
+class Net(nn.Module):
+    """A small network with BatchNorm in the shape of this project's: features, then a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+        self.classifier = nn.Linear(8 * 16, 5)
+
+    def features(self, x):
+        return self.body(x)
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
 
 
 def network(seed=0):
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5))
+    model = Net()
     model.train()(PREP.plain(blobs(60).images))
     return model
 
@@ -75,10 +94,10 @@ def test_sgd_moves_pixels_by_the_negative_gradient():
     x = PREP.plain(start.images).requires_grad_()
     θ = dict(model.named_parameters())
     for _ in range(2):  # 12 exemplars are one full batch, whose order does not matter
-        loss = F.cross_entropy(torch.func.functional_call(model, θ, (x,)), start.labels)
+        loss = F.cross_entropy(functional_call(model, θ, (x,)), start.labels)
         gradient = torch.autograd.grad(loss, list(θ.values()), create_graph=True)
         θ = {name: p - 0.1 * g for (name, p), g in zip(θ.items(), gradient, strict=True)}
-    validation = F.cross_entropy(torch.func.functional_call(model, θ, (PREP.plain(data.images),)), data.labels)
+    validation = F.cross_entropy(functional_call(model, θ, (PREP.plain(data.images),)), data.labels)
     expected = x - 20.0 * torch.autograd.grad(validation, x)[0]
     pixels = (expected * PREP.std[:, None, None] + PREP.mean[:, None, None]) * 255
     new, _ = optimise_new_exemplars(model, start, data, PREP, settings, draws())
@@ -87,32 +106,130 @@ def test_sgd_moves_pixels_by_the_negative_gradient():
 
 
 def test_gradient_is_for_the_used_exemplars_only():
-    exemplars = NetworkInput(PREP.plain(blobs(12).images), blobs(12).labels)
-    batches = torch.tensor([[0, 4, 8], [1, 4, 11]])
-    data = blobs(30, seed=1)
-    validation = NetworkInput(PREP.plain(data.images), data.labels)
-    used, gradient = exemplar_gradient(network().eval(), exemplars, batches, validation, SETTINGS, 0)
+    exemplars, validation = network_input(blobs(12)), network_input(blobs(30, seed=1))
+    chosen = Draws(torch.tensor([[0, 4, 8], [1, 4, 11]]), [lambda x: x] * 2)
+    used, gradient = exemplar_gradient(network().eval(), exemplars, None, validation, chosen, SETTINGS, 0)
     assert used.tolist() == [0, 1, 4, 8, 11]
     assert gradient.shape == (5, 3, 6, 6)
     assert gradient.flatten(1).any(1).all()
 
 
+def test_joint_base_level_trains_on_the_fixed_exemplars_too_and_leaves_them_alone():
+    model, exemplars, fixed = network().eval(), network_input(blobs(6, first=2)), network_input(blobs(4, classes=2))
+    validation = network_input(blobs(30, classes=5, seed=1))
+    joint = exemplars.and_also(fixed)
+    chosen = Draws.make(joint.labels, SETTINGS, draws(), None)
+    used, gradient = exemplar_gradient(model, exemplars, fixed, validation, chosen, SETTINGS, 0)
+    all_used, all_gradients = exemplar_gradient(model, joint, None, validation, chosen, SETTINGS, 0)
+    assert used.tolist() == list(range(6))
+    assert all_used.tolist() == list(range(10))
+    assert torch.allclose(gradient, all_gradients[:6])
+    old = blobs(4, classes=2)
+    new, losses = optimise_new_exemplars(model, blobs(6, first=2), blobs(90, first=2), PREP, SETTINGS, draws(), old)
+    assert new.labels.tolist() == [2, 3, 4, 2, 3, 4]
+    assert losses["optimised"] < losses["start"]
+
+
+def test_joint_validation_holds_all_classes_in_equal_parts(monkeypatch):
+    from mnemonics.exemplars import bilevel
+
+    seen = []
+    original = bilevel.exemplar_gradient
+
+    def spy(model, exemplars, fixed, validation, *rest):
+        seen.append(torch.bincount(validation.labels).tolist())
+        return original(model, exemplars, fixed, validation, *rest)
+
+    monkeypatch.setattr(bilevel, "exemplar_gradient", spy)
+    settings = dataclasses.replace(SETTINGS, batch_size=20, epochs=3)
+    arguments = (network(), blobs(6, first=2), blobs(300, first=2, seed=1), PREP, settings, draws())
+    optimise_new_exemplars(*arguments, old=blobs(40, classes=2))
+    assert seen == [[4, 4, 4, 4, 4]] * 3
+    seen.clear()
+    optimise_new_exemplars(*arguments)
+    assert all(counts[:2] == [0, 0] and sum(counts) == 20 for counts in seen)
+
+
+def test_unroll_fc_is_unroll_restricted_to_the_classifier():
+    model, exemplars, validation = network().eval(), network_input(blobs(12)), network_input(blobs(30, seed=1))
+    chosen = Draws.make(exemplars.labels, SETTINGS, draws(), None)
+    frozen = copy.deepcopy(model)
+    frozen.body.requires_grad_(False)
+    by_name = dataclasses.replace(SETTINGS, variant="unroll-fc")
+    _, gradient = exemplar_gradient(model, exemplars, None, validation, chosen, by_name, 0)
+    _, expected = exemplar_gradient(frozen, exemplars, None, validation, chosen, SETTINGS, 0)
+    _, full = exemplar_gradient(model, exemplars, None, validation, chosen, SETTINGS, 0)
+    assert torch.equal(gradient, expected)
+    assert not torch.allclose(gradient, full, rtol=0.1)
+
+
+def test_class_mean_gradient_is_that_of_cosines_to_class_means():
+    settings = dataclasses.replace(SETTINGS, variant="class-mean")
+    model, exemplars, validation = network().eval(), network_input(blobs(6, first=1)), network_input(blobs(9, first=1))
+    x = exemplars.images.clone().requires_grad_()
+    means = torch.stack([model.features(x[exemplars.labels == c]).mean(0) for c in (1, 2, 3)])
+    cosines = torch.stack([F.cosine_similarity(f[None], means) for f in model.features(validation.images)])
+    expected = torch.autograd.grad(F.cross_entropy(cosines, validation.labels - 1), x)[0]
+    used, gradient = exemplar_gradient(model, exemplars, None, validation, None, settings, 0)
+    assert used.tolist() == list(range(6))
+    assert torch.allclose(gradient, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("variant", ["unroll", "unroll-fc", "class-mean"])
+def test_every_variant_changes_exemplars_and_reports_the_same_yardstick(variant):
+    settings = dataclasses.replace(SETTINGS, variant=variant, epochs=2)
+    new, losses = optimise_new_exemplars(network(), blobs(12), blobs(90, seed=1), PREP, settings, draws())
+    assert (new.images != blobs(12).images).any()
+    plain, reference = optimise_new_exemplars(
+        network(), blobs(12), blobs(90, seed=1), PREP, dataclasses.replace(SETTINGS, epochs=2), draws()
+    )
+    assert losses["start"] == reference["start"]
+    assert variant == "unroll" or not torch.equal(new.images, plain.images)
+
+
+def test_augmented_base_level_uses_one_crop_per_step_and_exemplar():
+    prep = dataclasses.replace(PREP, crop_padding=2)
+    chosen = Draws.make(blobs(12).labels, SETTINGS, draws(), prep.draw_augmentation)
+    images = prep.plain(blobs(12).images)
+    views = [augment(images) for augment in chosen.augmentations]
+    assert all(torch.equal(augment(images), view) for augment, view in zip(chosen.augmentations, views, strict=True))
+    assert not torch.equal(views[0], views[1])
+    low, high = prep.valid_range()
+    assert all(((view >= low) & (view <= high)).all() for view in views)
+    _, losses = optimise_new_exemplars(network(), blobs(12), blobs(90, seed=1), prep, SETTINGS, draws(), augmented=True)
+    assert losses["optimised"] < losses["start"]
+
+
 def test_adjusting_changes_every_old_exemplar_and_helps():
     model, old = network(), blobs(24)
-    memory = ExemplarMemory(LabelledImages(old.images[old.labels.argsort()], old.labels.sort().values))
+    memory = ExemplarMemory(old[old.labels.argsort()])
     adjusted = adjust_old_exemplars(model, memory, PREP, SETTINGS, draws())
     assert torch.equal(adjusted.data.labels, memory.data.labels)
     assert (adjusted.data.images != memory.data.images).flatten(1).any(1).all()
-    a, b = balanced_halves(memory.data.labels, draws(5))
-    held = memory.data[b]
+    a, b = balanced_subsets(memory.data.labels, 2, draws(5))
 
     def held_loss(data):
-        exemplars = NetworkInput(PREP.plain(data.images), data.labels)
-        batches = base_level_batches(data.labels, SETTINGS, draws())
-        validation = NetworkInput(PREP.plain(held.images), held.labels)
-        return loss_after_steps(model.eval(), exemplars, batches, validation, SETTINGS)
+        chosen = Draws.make(data.labels, SETTINGS, draws(), None)
+        validation = network_input(memory.data[b])
+        return loss_after_steps(model.eval(), network_input(data), None, validation, chosen, SETTINGS)
 
     assert held_loss(adjusted.data[a]) < held_loss(memory.data[a])
+
+
+def test_each_subset_is_validated_on_the_others(monkeypatch):
+    from mnemonics.exemplars import bilevel
+
+    seen = []
+
+    def spy(model, exemplars, fixed, validation, draws, settings, epoch):
+        own, other = ({row.sum().item() for row in part.images} for part in (exemplars, validation))
+        seen.append((len(own), len(other), len(own & other)))
+        return torch.arange(1), torch.zeros_like(exemplars.images[:1])
+
+    monkeypatch.setattr(bilevel, "exemplar_gradient", spy)
+    settings = dataclasses.replace(SETTINGS, subsets=3, epochs=2)
+    adjust_old_exemplars(network(), ExemplarMemory(blobs(27)), PREP, settings, draws())
+    assert seen == [(9, 18, 0)] * 6
 
 
 def test_nothing_to_adjust_in_an_empty_memory_or_with_one_exemplar_per_class():
@@ -122,32 +239,36 @@ def test_nothing_to_adjust_in_an_empty_memory_or_with_one_exemplar_per_class():
     assert adjust_old_exemplars(network(), single, PREP, SETTINGS, draws()) is single
 
 
-def test_halves_are_disjoint_complete_balanced_and_random():
+def test_subsets_are_disjoint_complete_balanced_and_random():
     labels = torch.tensor([0] * 6 + [1] * 6 + [2] * 5)
-    a, b = balanced_halves(labels, draws())
+    a, b = balanced_subsets(labels, 2, draws())
     assert sorted([*a.tolist(), *b.tolist()]) == list(range(17))
-    assert torch.bincount(labels[a]).tolist() == [3, 3, 2]
-    assert torch.bincount(labels[b]).tolist() == [3, 3, 3]
-    assert sorted(balanced_halves(labels, draws(1))[0].tolist()) != sorted(a.tolist())
+    assert torch.bincount(labels[a]).tolist() == [3, 3, 3]
+    assert torch.bincount(labels[b]).tolist() == [3, 3, 2]
+    assert sorted(balanced_subsets(labels, 2, draws(1))[0].tolist()) != sorted(a.tolist())
+    assert [len(s) for s in balanced_subsets(labels, 3, draws())] == [6, 6, 5]
 
 
-def test_pixels_are_clamped_to_what_uint8_can_show_and_untouched_rows_stay():
-    start = blobs(4)
-    for optimizer in ("adam", "sgd"):
-        pixels = Pixels(
-            PREP.plain(start.images), PREP, dataclasses.replace(SETTINGS, optimizer=optimizer, pixel_rate=50.0)
-        )
-        for _ in range(2):
-            pixels.step(torch.tensor([1, 3]), torch.ones(2, 3, 6, 6))
-        assert torch.equal(pixels.as_uint8()[[0, 2]], start.images[[0, 2]])
-        assert not pixels.as_uint8()[[1, 3]].any()  # black
+def pixels_of(images, optimizer="adam", rate=0.05, epochs=15):
+    return Pixels(images, *PREP.valid_range(), optimizer, rate, epochs)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_pixels_are_clamped_to_what_uint8_can_show_and_untouched_rows_stay(optimizer):
+    start = PREP.plain(blobs(4).images)
+    pixels = pixels_of(start.clone(), optimizer, rate=50.0)
+    for _ in range(2):
+        pixels.step(torch.tensor([1, 3]), torch.ones(2, 3, 6, 6))
+    assert torch.equal(pixels.images[[0, 2]], start[[0, 2]])
+    low, high = PREP.valid_range()
+    assert torch.equal(pixels.images[[1, 3]], low.expand(2, 3, 6, 6))  # black
+    for _ in range(4):
         pixels.step(torch.tensor([1]), -1000 * torch.ones(1, 3, 6, 6))
-        assert (pixels.images <= pixels.high).all()
-        assert (pixels.images >= pixels.low).all()
+    assert torch.equal(pixels.images[1], high.expand(3, 6, 6))
 
 
 def test_pixel_rate_is_halved_every_fifth_of_the_epochs():
-    pixels = Pixels(PREP.plain(blobs(2).images), PREP, dataclasses.replace(SETTINGS, epochs=50, pixel_rate=0.01))
+    pixels = pixels_of(PREP.plain(blobs(2).images), rate=0.01, epochs=50)
     rates = []
     for _ in range(50):
         rates.append(pixels.optimizer.param_groups[0]["lr"])
@@ -156,22 +277,51 @@ def test_pixel_rate_is_halved_every_fifth_of_the_epochs():
     assert rates == [0.01 / 2 ** (epoch // 10) for epoch in range(50)]
 
 
-def test_pixels_have_no_weight_decay():
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_pixels_have_no_weight_decay(optimizer):
     """It would pull pixels to the mean colour."""
-    for optimizer in ("adam", "sgd"):
-        start = PREP.plain(blobs(2).images)
-        pixels = Pixels(start.clone(), PREP, dataclasses.replace(SETTINGS, optimizer=optimizer))
-        pixels.step(torch.tensor([0, 1]), torch.zeros(2, 3, 6, 6))
-        assert torch.equal(pixels.images, start)
+    start = PREP.plain(blobs(2).images)
+    pixels = pixels_of(start.clone(), optimizer)
+    pixels.step(torch.tensor([0, 1]), torch.zeros(2, 3, 6, 6))
+    assert torch.equal(pixels.images, start)
 
 
 def test_settings_come_from_the_command_line():
-    config = ExperimentConfig(mnemonics_steps=3, mnemonics_lr=0.2, mnemonics_epochs=4, mnemonics_outer_lr=0.5,
-                              mnemonics_optimizer="sgd", train_batch_size=17)  # fmt: skip
-    assert BilevelSettings.of(config) == BilevelSettings(3, 0.2, 17, 4, 0.5, "sgd")
+    flags = (
+        "--mnemonics_steps 3 --mnemonics_lr 0.2 --mnemonics_epochs 4 --mnemonics_outer_lr 0.5 --mnemonics_batch_size 17"
+    )
+    flags += " --mnemonics_optimizer sgd --mnemonics_variant unroll-fc --mnemonics_subsets 3"
+    config = resolved(parse_args(flags.split()))
+    assert BilevelSettings.of(config) == BilevelSettings("unroll-fc", 3, 0.2, 17, 4, 0.5, "sgd", 3)
+    assert BilevelSettings.of(resolved(parse_args([]))) == BilevelSettings()
+    paper = BilevelSettings.of(resolved(parse_args("--mnemonics_preset paper".split())))
+    assert paper == BilevelSettings("unroll", 50, 0.01, 128, 50, 0.01, "sgd", 2)
 
 
 def test_non_finite_loss_is_an_error_that_names_epoch_and_rates():
     settings = dataclasses.replace(SETTINGS, rate=1e30)
     with pytest.raises(NonFiniteLossError, match=r"epoch 0.*--mnemonics_lr 1e\+30.*--mnemonics_outer_lr 0.05"):
         optimise_new_exemplars(network(), blobs(12), blobs(30, seed=1), PREP, settings, draws())
+
+
+def test_library_call_takes_any_module_and_any_input():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 16), nn.Tanh(), nn.Linear(16, 3))
+    x, y = torch.randn(300, 7), torch.arange(300) % 3
+    x[:, 0] += y
+    start, labels = x[:6].clone(), y[:6]
+
+    def validation_loss(images):
+        still = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(still.parameters(), 0.3)
+        for _ in range(8):
+            optimizer.zero_grad()
+            F.cross_entropy(still(images), labels).backward()
+            optimizer.step()
+        return F.cross_entropy(still(x), y).item()
+
+    settings = BilevelSettings(steps=8, rate=0.3, epochs=40, pixel_rate=0.2)
+    optimised = optimise_exemplars(model, start, labels, lambda: (x, y), settings, low=-2.0, high=2.0)
+    assert torch.equal(start, x[:6])
+    assert optimised.abs().max() <= 2
+    assert validation_loss(optimised) < 0.8 * validation_loss(start)

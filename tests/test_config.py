@@ -25,12 +25,36 @@ def test_values_arrive_with_their_types():
 
 def test_method_is_a_preset_that_single_flags_override():
     mnemonics, baseline = (resolved(parse_args(["--method", m])) for m in ("mnemonics", "baseline"))
-    assert (mnemonics.exemplars, mnemonics.finetune_epochs) == ("mnemonics", 50)
+    assert mnemonics.exemplars == "mnemonics"
+    assert mnemonics.finetune_epochs > 0
     assert (baseline.exemplars, baseline.finetune_epochs) == ("herding", 0)
     mixed = resolved(parse_args("--method mnemonics --exemplars random --finetune_epochs 0".split()))
     assert (mixed.exemplars, mixed.finetune_epochs) == ("random", 0)
     assert mixed.nb_protos == 20
     assert mixed.network == "resnet32"
+
+
+def test_preset_paper_is_what_the_paper_says():
+    paper = resolved(parse_args("--mnemonics_preset paper".split()))
+    assert (paper.mnemonics_epochs, paper.mnemonics_outer_lr, paper.mnemonics_optimizer) == (50, 0.01, "sgd")
+    assert (paper.finetune_epochs, paper.finetune_lr, paper.mnemonics_lr) == (50, 0.01, 0.01)
+    assert resolved(parse_args("--mnemonics_preset paper --mnemonics_steps 7".split())).mnemonics_steps == 7
+    assert resolved(parse_args("--method baseline --mnemonics_preset paper".split())).finetune_epochs == 0
+
+
+def test_no_setting_is_left_open():
+    settled = dataclasses.asdict(resolved(ExperimentConfig(nb_phases=5, nb_cl_fg=50, nb_cl=10)))
+    assert {name for name, value in settled.items() if value is None} == {
+        "max_images_per_class",
+        "total_memory",
+        "gpu",
+        "out",
+    }
+
+
+def test_finetuning_rate_follows_the_base_level():
+    assert resolved(parse_args("--mnemonics_lr 0.07".split())).finetune_lr == 0.07
+    assert resolved(parse_args("--mnemonics_lr 0.07 --finetune_lr 0.2".split())).finetune_lr == 0.2
 
 
 @pytest.mark.parametrize(
@@ -42,6 +66,7 @@ def test_method_is_a_preset_that_single_flags_override():
         ("--beta -0.5", ["--beta -0.5", "at least 0"]),
         ("--nb_protos 0", ["--nb_protos 0"]),
         ("--nb_protos 20 --total_memory 2000", ["--nb_protos 20", "--total_memory 2000", "one of the two"]),
+        ("--mnemonics_subsets 1", ["--mnemonics_subsets 1", "at least 2", "--no_adjust"]),
         ("--gpu 1 --device cpu", ["--gpu 1", "--device cpu", "one of the two"]),
     ],
 )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mnemonics.models import make_network, restore_network
-from mnemonics.models.layers import CosineLinear, SplitCosineLinear, grown
+from mnemonics.models.layers import CosineLinear, SplitCosineLinear, conv_bn, grown
 from mnemonics.models.resnet_cifar import DEPTHS, resnet_cifar
 
 CPU = torch.device("cpu")
@@ -26,6 +26,26 @@ def test_resnet32_is_the_network_of_the_paper():
     shortcuts = 16 * 32 + 32 * 64
     norms = 2 * (16 * 11 + 32 * 11 + 64 * 11)
     assert parameters == stem + stages + shortcuts + norms + 50 * 64 + 1
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_folded_batch_norm_is_batch_norm(stride):
+    """Values and the gradients of everything, second order included, against the layers one after the other."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3, stride, padding=1, bias=False).double()
+    bn = nn.BatchNorm2d(4).double()
+    nn.init.normal_(bn.weight), nn.init.normal_(bn.bias)
+    x = torch.randn(5, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(conv_bn(x, conv, bn), bn(conv(x)))  # training mode: the statistics of the batch
+    bn.eval()
+    inputs = [x, conv.weight, bn.weight, bn.bias]
+
+    def derivatives(y):
+        first = torch.autograd.grad((y**3).sum(), inputs, create_graph=True)
+        return [y, *first, *torch.autograd.grad(sum((g**2).sum() for g in first), inputs)]
+
+    for folded, plain in zip(derivatives(conv_bn(x, conv, bn)), derivatives(bn(conv(x))), strict=True):
+        assert torch.allclose(folded, plain, rtol=1e-9)
 
 
 def test_features_can_be_negative_and_have_64_channels():

@@ -85,17 +85,22 @@ def test_an_exploding_loss_stops_the_run_and_names_epoch_and_rate():
         train(ExperimentConfig(epochs=30, train_batch_size=8, base_lr=1e20))
 
 
-def test_finetuning_is_what_the_unroll_rehearses():
-    config = ExperimentConfig(finetune_epochs=3, finetune_lr=0.05, train_batch_size=16)
+@pytest.mark.parametrize("augmented", [False, True])
+def test_finetuning_is_what_the_unroll_rehearses(augmented):
+    config = ExperimentConfig(finetune_epochs=3, finetune_lr=0.05, mnemonics_batch_size=16, mnemonics_augment=augmented)
     memory, model = ExemplarMemory(colours()), network()
     model.train()(PREP.plain(colours().images))
     rehearsal = copy.deepcopy(model).eval()
     training.finetune_on_exemplars(model, memory, PREP, config, torch.Generator().manual_seed(5))
     labels, x = memory.data.labels, PREP.plain(memory.data.images)
-    batches = list(balanced_batches(labels, 16, 9, torch.Generator().manual_seed(5)))  # 3 epochs of ceil(40 / 16)
+    draws, batches, augmentations = torch.Generator().manual_seed(5), [], []
+    for batch in balanced_batches(labels, 16, 9, draws):  # 3 epochs of ceil(40 / 16)
+        batches.append(batch)
+        augmentations.append(PREP.draw_augmentation(16, draws) if augmented else lambda images: images)
 
     def step_loss(parameters, images, k):
-        return F.cross_entropy(functional_call(rehearsal, parameters, (images[batches[k]],)), labels[batches[k]])
+        images = augmentations[k](images[batches[k]])
+        return F.cross_entropy(functional_call(rehearsal, parameters, (images,)), labels[batches[k]])
 
     points, _ = unroll(step_loss, dict(rehearsal.named_parameters()), x, [0.05] * 9)
     for name, p in model.named_parameters():
@@ -108,7 +113,7 @@ def test_finetuning_takes_away_the_bias_to_new_classes():
     lopsided = LabelledImages(torch.cat([data.images, data.images[data.labels == 4].repeat(20, 1, 1, 1)]),
                               torch.cat([data.labels, data.labels[data.labels == 4].repeat(20)]))  # fmt: skip
     train(ExperimentConfig(epochs=1, train_batch_size=64), lopsided, model)
-    config = ExperimentConfig(finetune_epochs=20, finetune_lr=0.1, train_batch_size=32)
+    config = ExperimentConfig(finetune_epochs=20, finetune_lr=0.1, mnemonics_batch_size=32)
 
     def share_of_new():
         return (model.eval()(PREP.plain(data.images)).argmax(1) == 4).float().mean().item()

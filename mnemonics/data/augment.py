@@ -37,7 +37,7 @@ def crop_and_mirror(images: Tensor, crops: Crops, padding: int, fill: Tensor | f
     Returns:
         [n, c, h, w] in channels-last memory format.
     """
-    n, c, h, w = images.shape
+    n, _, h, w = images.shape
     fill = torch.as_tensor(fill, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
     inside = F.pad(torch.ones(1, 1, h, w, dtype=torch.bool, device=images.device), [padding] * 4)
     padded = torch.where(inside, F.pad(images, [padding] * 4), fill) if padding else images

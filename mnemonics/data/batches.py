@@ -1,6 +1,6 @@
 """Batches from images held in memory as uint8 on the device."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,18 @@ class Preprocessing:
         """Like `plain`, after a random crop and, where the data set allows it, a random mirroring."""
         crops = draw_crops(len(images), self.crop_padding, self.mirror, generator)
         return normalise(crop_and_mirror(images, crops, self.crop_padding), self.mean, self.std)
+
+    def draw_augmentation(self, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """The augmentation of `augmented` with its draws fixed, for n images that are network input: a
+        differentiable function of float [n, 3, h, w]."""
+        crops = draw_crops(n, self.crop_padding, self.mirror, generator)
+        black, _ = self.valid_range()
+        return lambda images: crop_and_mirror(images, crops, self.crop_padding, fill=black)
+
+    def valid_range(self) -> tuple[Tensor, Tensor]:
+        """Network input of a black and of a white pixel, float32 [3, 1, 1] each."""
+        black, white = torch.zeros_like(self.mean), torch.ones_like(self.mean)
+        return tuple(((edge - self.mean) / self.std)[:, None, None] for edge in (black, white))
 
 
 @dataclass(frozen=True)
@@ -76,8 +88,8 @@ def rank_within_class(labels: Tensor) -> Tensor:
 def balanced_batches(labels: Tensor, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices of `steps` minibatches in which every class is equally frequent, give or take one image.
 
-    The images are passed through again and again: in each pass every image comes once, in random order within its class,
-    the classes taking turns in random order. Where there are fewer images than `batch_size`, each batch is one pass.
+    The images are passed through again and again: in each pass every image comes once, in random order within its
+    class, the classes taking turns in random order. With fewer images than `batch_size` each batch is one pass.
 
     Args:
         labels: int64 [n], on the device of `generator`.

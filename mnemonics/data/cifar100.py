@@ -26,8 +26,10 @@ NUM_CLASSES, SIZE = 100, 32
 OFFICIAL_COUNTS = (50_000, 10_000)
 OFFICIAL_MD5 = {**dict(CIFAR100.train_list), **dict(CIFAR100.test_list), "meta": CIFAR100.meta["md5"]}
 FOLDER, ARCHIVE = CIFAR100.base_folder, CIFAR100.filename
-WHAT_WORKS = (f"what works is a folder that holds {ARCHIVE} ({CIFAR100.url}), the folder {FOLDER} unpacked from it, "
-              f"or PNG files train/<class>/*.png and test/<class>/*.png of {NUM_CLASSES} classes")
+WHAT_WORKS = (
+    f"what works is a folder that holds {ARCHIVE} ({CIFAR100.url}), the folder {FOLDER} unpacked from it, "
+    f"or PNG files train/<class>/*.png and test/<class>/*.png of {NUM_CLASSES} classes"
+)
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # 16-bit grey is missing: PIL clips it to white
 
 
@@ -124,8 +126,11 @@ def read_python_folder(folder: Path, shown: str) -> Cifar100:
             raise DataError(f"{shown} has no file {name}")
     meta = read_pickle(folder / "meta", f"{shown}/meta")
     names = meta.get("fine_label_names")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) \
-            or not len(names) == len(set(names)) == NUM_CLASSES:
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(name, str) for name in names)
+        or not len(names) == len(set(names)) == NUM_CLASSES
+    ):
         raise DataError(f"{shown}/meta: fine_label_names is not a list of {NUM_CLASSES} different names")
     train, test = (read_python_split(folder / name, f"{shown}/{name}") for name in ("train", "test"))
     differ = [name for name, md5 in OFFICIAL_MD5.items() if not check_md5(folder / name, md5)]
@@ -155,6 +160,7 @@ def read_python_split(path: Path, shown: str) -> tuple[Tensor, Tensor]:
 
 # A pickled array asks for a handful of names in numpy. They get stand-ins that do just what a plain array needs, on any
 # version of numpy: the real ones would let a crafted file build arrays of object pointers over bytes of its choice.
+
 
 class PickledDtype:
     """Stand-in for numpy.dtype."""

@@ -76,8 +76,15 @@ def load_cifar100(config: ExperimentConfig) -> ImageSource:
     """CIFAR-100, 32x32 pixels; where it is looked for: `read_cifar100`."""
     data = read_cifar100(config.data_dir)
     return ImageSource(
-        "cifar100", data.class_names, mean=(0.5071, 0.4866, 0.4409), std=(0.2009, 0.1984, 0.2023), crop_padding=4,
-        mirror=True, notices=data.notices, **split_fields(data.train, data.test, config.max_images_per_class))
+        "cifar100",
+        data.class_names,
+        mean=(0.5071, 0.4866, 0.4409),
+        std=(0.2009, 0.1984, 0.2023),
+        crop_padding=4,
+        mirror=True,
+        notices=data.notices,
+        **split_fields(data.train, data.test, config.max_images_per_class),
+    )
 
 
 def load_digits(config: ExperimentConfig) -> ImageSource:
@@ -93,9 +100,15 @@ def load_digits(config: ExperimentConfig) -> ImageSource:
     splits = train_test_split(np.arange(len(ids)), test_size=0.2, random_state=DIGITS_SPLIT_SEED, stratify=class_ids)
     train, test = (torch.from_numpy(np.sort(indices)) for indices in splits)  # sorted: order as in the data set
     return ImageSource(
-        "digits", tuple("0123456789"), mean=(DIGITS_MEAN,) * 3, std=(DIGITS_STD,) * 3, crop_padding=2,
+        "digits",
+        tuple("0123456789"),
+        mean=(DIGITS_MEAN,) * 3,
+        std=(DIGITS_STD,) * 3,
+        crop_padding=2,
         mirror=False,  # a mirrored 3 is no 3
-        notices=(), **split_fields((images[train], ids[train]), (images[test], ids[test]), config.max_images_per_class))
+        notices=(),
+        **split_fields((images[train], ids[train]), (images[test], ids[test]), config.max_images_per_class),
+    )
 
 
 def split_fields(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], limit: int | None) -> dict[str, Tensor]:

@@ -1,0 +1,5 @@
+"""Exemplars: the memory, how real images are chosen, and how their pixels are optimised."""
+
+from mnemonics.exemplars.bilevel import BilevelSettings, optimise_exemplars
+
+__all__ = ["BilevelSettings", "optimise_exemplars"]

@@ -103,6 +103,28 @@ def unrolled_gradient(
     )
 
 
+def plain_unrolled_gradient(
+    step_loss: StepLoss,
+    validation_loss: ValidationLoss,
+    parameters: Parameters,
+    inputs: Tensor,
+    rates: Sequence[float],
+    momentum: float = 0.0,
+) -> UnrolledGradient:
+    """The reference for `unrolled_gradient`: the same by keeping the graphs of all K steps and differentiating once."""
+    x = inputs.detach().requires_grad_()
+    α = torch.tensor(rates, dtype=inputs.dtype, device=inputs.device, requires_grad=True)
+    θ = as_leaves(parameters)
+    v = [torch.zeros_like(p) for p in θ.values()]
+    for k in range(len(rates)):
+        gradient = torch.autograd.grad(step_loss(θ, x, k), list(θ.values()), create_graph=True)
+        v = [momentum * old + g for old, g in zip(v, gradient, strict=True)]
+        θ = {name: p - α[k] * step for (name, p), step in zip(θ.items(), v, strict=True)}
+    loss = validation_loss(θ)
+    inputs_grad, rates_grad = torch.autograd.grad(loss, [x, α])
+    return UnrolledGradient(loss.detach(), inputs_grad, rates_grad, {name: p.detach() for name, p in θ.items()})
+
+
 def as_leaves(parameters: Parameters) -> Parameters:
     """Detached tensors on the same storage that require gradients."""
     return {name: p.detach().requires_grad_() for name, p in parameters.items()}

@@ -1,10 +1,23 @@
-"""Layers that ordinary networks lack: the cosine classifiers."""
+"""Layers that ordinary networks lack: cosine classifiers, and BatchNorm folded into convolutions in eval mode."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
+    """`bn(conv(x))` for a convolution without bias.
+
+    In eval mode BatchNorm is a fixed affine map per channel, so it is folded into the weights of the convolution: the
+    same function of x and of all parameters, without reading and writing the activations a second time.
+    """
+    if bn.training:
+        return bn(conv(x))
+    scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
+    weight, bias = conv.weight * scale[:, None, None, None], bn.bias - bn.running_mean * scale
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding)
 
 
 def cosine(features: Tensor, weight: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ grows from phase to phase.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnemonics.models.layers import CosineLinear, SplitCosineLinear
+from mnemonics.models.layers import CosineLinear, SplitCosineLinear, conv_bn
 
 DEPTHS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet56": 9}  # name -> basic blocks per stage
 CHANNELS = (16, 32, 64)
@@ -23,16 +23,14 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut = (
-            nn.Identity()
-            if channels_in == channels and stride == 1
-            else nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
-        )
+        self.shortcut = nn.Sequential()  # the identity, unless the shape changes
+        if channels_in != channels or stride != 1:
+            self.shortcut.extend([nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)])
         self.final_relu = final_relu
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out)) + self.shortcut(x)
+        shortcut = conv_bn(x, *self.shortcut) if len(self.shortcut) else x
+        out = conv_bn(F.relu(conv_bn(x, self.conv1, self.bn1)), self.conv2, self.bn2) + shortcut
         return F.relu(out) if self.final_relu else out
 
 
@@ -63,7 +61,7 @@ class CifarResNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Features [n, 64] before the classifier, not normalised."""
-        x = self.blocks(F.relu(self.bn1(self.conv1(x))))  # (n, 64, h / 4, w / 4)
+        x = self.blocks(F.relu(conv_bn(x, self.conv1, self.bn1)))  # (n, 64, h / 4, w / 4)
         return F.adaptive_avg_pool2d(x, 1).flatten(1)  # (n, 64)
 
     def forward(self, x: Tensor) -> Tensor:

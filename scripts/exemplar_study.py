@@ -1,0 +1,168 @@
+"""Which settings of the exemplar level work: the measurements behind `--mnemonics_preset default`.
+
+    python scripts/exemplar_study.py one --data_dir data        one model, many ways to make its exemplars
+    python scripts/exemplar_study.py runs --data_dir data       whole runs over six phases
+
+On real CIFAR-100. "one": a model is trained once on the first 10 classes; for every row exemplars are made for it, it
+is fine-tuned on nothing but these and tested on all test images of its classes: the yardstick of the method. "runs":
+phases of 10 and 5 x 2 classes, iCaRL's loss; accuracy on all classes seen after each phase. A row is a set of main.py's
+flags. Results are appended to a JSON-lines file; rows that are in it already are skipped, so that the study can be
+stopped and continued, or shared out among processes with --rows.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mnemonics import checkpoint
+from mnemonics.baselines import BASELINES
+from mnemonics.config import parse_args, resolved
+from mnemonics.exemplars.memory import ExemplarMemory
+from mnemonics.experiment import evaluate, learn_classes, renew_exemplars, run_phase
+from mnemonics.models import make_network, restore_network
+from mnemonics.runlog import RunLog
+from mnemonics.runtime import environment, seed_of
+from mnemonics.setup import Experiment, State, set_up
+from mnemonics.training import finetune_on_exemplars
+
+SETTINGS = (
+    "--mnemonics_steps 15 --mnemonics_lr 0.03 --mnemonics_batch_size 256 --mnemonics_outer_lr 0.05 "
+    "--mnemonics_epochs 30 --finetune_epochs 15"
+)
+ONE = [
+    "--exemplars random",
+    "--exemplars herding",
+    "--exemplars mnemonics",
+    "--mnemonics_outer_lr 0.02",
+    "--mnemonics_outer_lr 0.15",
+    "--mnemonics_optimizer sgd --mnemonics_outer_lr 1",
+    "--mnemonics_optimizer sgd --mnemonics_outer_lr 10",
+    "--mnemonics_optimizer sgd --mnemonics_outer_lr 100",
+    "--mnemonics_start herding",
+    "--mnemonics_steps 5",
+    "--mnemonics_steps 30",
+    "--mnemonics_epochs 10",
+    "--mnemonics_epochs 90",
+    "--mnemonics_augment",
+    "--mnemonics_augment --exemplars random",
+    "--mnemonics_augment --exemplars herding",
+    "--finetune_epochs 50",
+    "--finetune_epochs 50 --exemplars random",
+    "--finetune_epochs 50 --exemplars herding",
+    "--mnemonics_variant unroll-fc",
+    "--mnemonics_variant class-mean",
+    "--mnemonics_preset paper",
+    "--mnemonics_preset paper --exemplars random",
+    "--mnemonics_preset paper --exemplars herding",
+]
+RUNS = [
+    "--exemplars random",
+    "--exemplars herding",
+    "--exemplars mnemonics",
+    "--no_adjust",
+    "--mnemonics_base joint",
+    "--mnemonics_base joint --no_adjust",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("one", "runs"), help="which part of the study")
+    parser.add_argument("--data_dir", default="data", help="where CIFAR-100 is (%(default)s)")
+    parser.add_argument("--device", default="auto", help="as in main.py (%(default)s)")
+    parser.add_argument("--network", default="resnet8", help="as in main.py (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=40, help="epochs of each phase (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="exemplar seeds (%(default)s)")
+    parser.add_argument("--rows", help="the rows to run, separated by semicolons (all)")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/study"), help="models and scratch (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("results/exemplar_study.jsonl"), help="results (%(default)s)")
+    parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    common = f"--data_dir {args.data_dir} --device {args.device} --network {args.network} --epochs {args.epochs} "
+    common += f"--nb_cl_fg 10 --nb_cl 2 --out {args.work_dir}"
+    base = set_up(parse_args(common.split()))
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = [row.strip() for row in args.rows.split(";")] if args.rows else {"one": ONE, "runs": RUNS}[args.part]
+    measure = {"one": measure_one, "runs": measure_run}[args.part]
+    with RunLog(args.work_dir) as log:
+        for seed in args.seeds:
+            for row in rows:
+                key = {"part": args.part, "network": args.network, "epochs": args.epochs, "row": row, "seed": seed}
+                if is_done(args.out, key):
+                    continue
+                settings = "" if "--mnemonics_preset" in row else SETTINGS
+                flags = f"{common} {settings} {row} --random_seed {seed}"
+                # set_up filled in what depends on the data; the rest is the row's
+                config = dataclasses.replace(resolved(parse_args(flags.split())), nb_phases=base.config.nb_phases)
+                start = time.perf_counter()
+                result = measure(dataclasses.replace(base, config=config), trained_model(base, seed, args, log), log)
+                append(args.out, key | result | {"seconds": round(time.perf_counter() - start, 1),
+                                                 "environment": environment(base.device)})  # fmt: skip
+                log.line(f"seed {seed}: {row}: {result}")
+
+
+def trained_model(base: Experiment, seed: int, args: argparse.Namespace, log: RunLog) -> torch.nn.Module:
+    """The model of phase 0: one for all seeds in part "one", one per seed in "runs". Trained once and kept."""
+    seed = 1993 if args.part == "one" else seed
+    path = args.work_dir / f"{args.network}_{args.epochs}_{seed}.pt"
+    if not path.exists():
+        torch.manual_seed(seed_of(seed, 0, "weights"))
+        phase, config = base.protocol.phases[0], dataclasses.replace(base.config, random_seed=seed)
+        model = make_network(args.network, phase.seen, base.device)
+        state = State(model, ExemplarMemory.empty(32, base.device), [])
+        experiment = dataclasses.replace(base, config=config)
+        learn_classes(experiment, BASELINES["icarl"](config), phase, base.train_data([phase]), state, log)
+        checkpoint.save(path, {"model": model.state_dict()})
+    return restore_network(args.network, checkpoint.load(path, base.device)["model"], base.device)
+
+
+def measure_one(experiment: Experiment, model: torch.nn.Module, log: RunLog) -> dict:
+    """Make exemplars for `model`, fine-tune it on them and test it: CNN accuracy before and after, in percent."""
+    phase = experiment.protocol.phases[0]
+    state = State(model, ExemplarMemory.empty(32, experiment.device), [])
+    *_, losses = renew_exemplars(experiment, phase, experiment.train_data([phase]), state)
+    before = evaluate(experiment, phase, state, {})["accuracy"]
+    draws = experiment.generator(phase, "fine-tuning")
+    finetune_on_exemplars(state.model, state.memory, experiment.prep, experiment.config, draws)
+    after = evaluate(experiment, phase, state, {})["accuracy"]
+    return {"before": before, "after": after, "validation_loss": losses}
+
+
+def measure_run(experiment: Experiment, model: torch.nn.Module, log: RunLog) -> dict:
+    """Six phases from the trained model of phase 0: accuracies after each, in percent."""
+    phases = experiment.protocol.phases[:6]
+    state, baseline = (
+        State(model, ExemplarMemory.empty(32, experiment.device), []),
+        BASELINES["icarl"](experiment.config),
+    )
+    renew_exemplars(experiment, phases[0], experiment.train_data(phases[:1]), state)
+    results = [evaluate(experiment, phases[0], state, {})["accuracy"]]
+    for phase in phases[1:]:
+        run_phase(experiment, baseline, phase, state, log)
+        results.append(state.phases[-1]["accuracy"])
+    mean = {name: round(sum(r[name] for r in results) / len(results), 2) for name in ("cnn", "nme")}
+    return {"phases": results, "average_accuracy": mean}
+
+
+def is_done(path: Path, key: dict) -> bool:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return any(key.items() <= json.loads(line).items() for line in lines)
+
+
+def append(path: Path, result: dict) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
