@@ -128,6 +128,9 @@ class ExperimentConfig:
     gpu: int | None = setting(
         None, "number of the GPU: another way to say --device cuda:N", type=int, affects_results=False
     )
+    cuda_graphs: bool = setting(
+        False, "capture the steps of the exemplar optimisation as CUDA graphs", affects_results=False
+    )
     deterministic: bool = setting(False, "bit-for-bit repeatable on CUDA too, at some cost in speed (a CPU always is)")
     out: str | None = setting(None, "run folder (runs/<name made of the settings>)", type=str, affects_results=False)
     resume: bool = setting(

@@ -15,7 +15,7 @@ from mnemonics.exemplars.bilevel import BilevelSettings, adjust_old_exemplars, o
 from mnemonics.exemplars.memory import exemplars_per_class
 from mnemonics.exemplars.selection import herding_selection, random_selection
 from mnemonics.protocol import Phase
-from mnemonics.runfolder import open_run, save_phase, write_results
+from mnemonics.runfolder import finished_results, open_run, save_phase
 from mnemonics.runlog import RunLog
 from mnemonics.runtime import NonFiniteLossError, peak_memory_bytes, seed_of, timed
 from mnemonics.setup import Experiment, State, announcement, set_up
@@ -37,8 +37,7 @@ def run(user: ExperimentConfig) -> tuple[dict, Path]:
                 raise NonFiniteLossError(f"phase {phase.index}, {error}") from None
             save_phase(experiment, phase, state)
             log.line(phase_line(state.phases[-1]))
-    results = write_results(experiment, state)
-    return results, experiment.folder
+    return finished_results(experiment, state), experiment.folder
 
 
 def run_phase(experiment: Experiment, baseline: Baseline, phase: Phase, state: State, log: RunLog) -> None:
@@ -58,7 +57,7 @@ def run_phase(experiment: Experiment, baseline: Baseline, phase: Phase, state: S
             finetune_on_exemplars(state.model, state.memory, prep, config, draws)
         after = evaluate(experiment, phase, state, seconds)
     state.phases.append(phase_result(phase, state, train_images, before, after, losses, seconds, device))
-    report_pictures(experiment, phase, start, new, log)
+    draw_exemplars(experiment, phase, start, new)
     for name, percent in after["accuracy"].items():
         log.scalar(f"accuracy/{name}", percent, phase.index)
 
@@ -166,10 +165,8 @@ def phase_line(result: dict) -> str:
     )
 
 
-def report_pictures(
-    experiment: Experiment, phase: Phase, start: LabelledImages, new: LabelledImages, log: RunLog
-) -> None:
-    """exemplars_phase_<i>.png, also for tensorboardX."""
+def draw_exemplars(experiment: Experiment, phase: Phase, start: LabelledImages, new: LabelledImages) -> None:
+    """Write exemplars_phase_<i>.png."""
     names = [experiment.source.class_names[c] for c in experiment.protocol.order]
     path = experiment.folder / f"exemplars_phase_{phase.index}.png"
     report.plot_exemplars(start.images.cpu(), new.images.cpu(), new.labels.cpu(), names, path)

@@ -17,6 +17,16 @@ from mnemonics.protocol import Phase
 from mnemonics.runtime import environment, seed_of
 from mnemonics.setup import Experiment, State
 
+WRITTEN = (
+    "checkpoint.pt",
+    "phase_*.pt",
+    "results.json",
+    "exemplars_phase_*.png",
+    "accuracy.png",
+    "log.txt",
+    "events.*",
+)
+
 
 def open_run(experiment: Experiment) -> State:
     """Make the run folder, or take up the run that is in it.
@@ -38,11 +48,19 @@ def open_run(experiment: Experiment) -> State:
             state = checkpoint.load(checkpoint_file, device)
             data = LabelledImages(state["exemplars"]["images"], state["exemplars"]["labels"])
             return State(restore_network(config.network, state["model"], device), ExemplarMemory(data), state["phases"])
-    checkpoint_file.unlink(missing_ok=True)
+    elif settings_file.exists():
+        clear(folder)
     checkpoint.write_json(settings_file, dataclasses.asdict(config))
     torch.manual_seed(seed_of(config.random_seed, 0, "weights"))
     model = make_network(config.network, len(experiment.protocol.phases[0].class_ids), device)
     return State(model, ExemplarMemory.empty(experiment.source.image_size, device), [])
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run wrote into its run folder, and nothing else."""
+    for pattern in WRITTEN:
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def refuse_other_settings(folder: Path, stored: dict, config: ExperimentConfig) -> None:
@@ -72,6 +90,14 @@ def save_phase(experiment: Experiment, phase: Phase, state: State) -> None:
     checkpoint.save(experiment.folder / f"phase_{phase.index}.pt", whole)
     checkpoint.save(experiment.folder / "checkpoint.pt", whole | {"phases": state.phases})
     write_results(experiment, state)
+
+
+def finished_results(experiment: Experiment, state: State) -> dict:
+    """What results.json holds after the last phase. It is written again only if a kill came between the last checkpoint
+    and it: otherwise its environment is that of the measurements, and has to stay so."""
+    path = experiment.folder / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    return results if results.get("phases") == state.phases else write_results(experiment, state)
 
 
 def write_results(experiment: Experiment, state: State) -> dict:

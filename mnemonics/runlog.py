@@ -1,10 +1,9 @@
-"""What a run tells while it runs: log.txt and the console (lines), tensorboardX (curves and pictures)."""
+"""What a run tells while it runs: log.txt and the console (lines), tensorboardX (curves)."""
 
 import time
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
-from torch import Tensor
 from tqdm import tqdm
 
 
@@ -29,7 +28,3 @@ class RunLog:
 
     def scalar(self, name: str, value: float, step: int) -> None:
         self.writer.add_scalar(name, value, step)
-
-    def image(self, name: str, image: Tensor, step: int) -> None:
-        """A uint8 picture [3, h, w]."""
-        self.writer.add_image(name, image.cpu().numpy(), step)

@@ -107,10 +107,11 @@ def finetune_on_exemplars(
     model.eval()
     steps = config.finetune_epochs * math.ceil(len(data) / config.mnemonics_batch_size)
     batches = balanced_batches(data.labels, config.mnemonics_batch_size, steps, generator)
+    augment = prep.crop_and_mirror()
     for batch in tqdm(batches, total=steps, desc="fine-tuning", leave=False, disable=None):
         images = prep.plain(data.images[batch])
         if config.mnemonics_augment:
-            images = prep.draw_augmentation(len(batch), generator)(images)
+            images = augment.apply(images, *augment.draw(len(batch), generator))
         loss = F.cross_entropy(model(images), data.labels[batch])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mnemonics.exemplars.unroll import plain_unrolled_gradient, unrolled_gradient
+from mnemonics.exemplars.unroll import GraphedSteps, Steps, plain_unrolled_gradient, unrolled_gradient
 from mnemonics.models import make_network
 from mnemonics.runtime import environment, prepare
 
@@ -75,8 +75,10 @@ def make_step(args: argparse.Namespace, name: str, K: int):
     def loss(parameters, images):
         return F.cross_entropy(functional_call(model, parameters, (images,)), labels)
 
+    steps = GraphedSteps(loss, parameters, x, ()) if name == "graphed" else Steps(loss)
+
     def step() -> None:
-        METHODS[name](lambda p, x, k: loss(p, x), lambda p: loss(p, xv), parameters, x, [0.01] * K)
+        METHODS[name](steps, lambda p: loss(p, xv), parameters, x, [()] * K, [0.01] * K)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

@@ -2,6 +2,7 @@
 
     python scripts/exemplar_study.py one --data_dir data        one model, many ways to make its exemplars
     python scripts/exemplar_study.py runs --data_dir data       whole runs over six phases
+    python scripts/exemplar_study.py table                      what was measured so far, as Markdown
 
 On real CIFAR-100. "one": a model is trained once on the first 10 classes; for every row exemplars are made for it, it
 is fine-tuned on nothing but these and tested on all test images of its classes: the yardstick of the method. "runs":
@@ -13,6 +14,7 @@ stopped and continued, or shared out among processes with --rows.
 import argparse
 import dataclasses
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -32,24 +34,28 @@ from mnemonics.runtime import environment, seed_of
 from mnemonics.setup import Experiment, State, set_up
 from mnemonics.training import finetune_on_exemplars
 
-SETTINGS = (
-    "--mnemonics_steps 15 --mnemonics_lr 0.03 --mnemonics_batch_size 256 --mnemonics_outer_lr 0.05 "
-    "--mnemonics_epochs 30 --finetune_epochs 15"
-)
+SETTINGS = {
+    "one": "--mnemonics_steps 15 --mnemonics_lr 0.03 --mnemonics_batch_size 256 --mnemonics_optimizer sgd "
+    "--mnemonics_outer_lr 100 --mnemonics_epochs 20 --finetune_epochs 15",
+    "runs": "--mnemonics_steps 15 --mnemonics_lr 0.03 --mnemonics_batch_size 100 --mnemonics_optimizer sgd "
+    "--mnemonics_outer_lr 100 --mnemonics_epochs 10 --finetune_epochs 15",
+}
 ONE = [
     "--exemplars random",
     "--exemplars herding",
     "--exemplars mnemonics",
-    "--mnemonics_outer_lr 0.02",
-    "--mnemonics_outer_lr 0.15",
-    "--mnemonics_optimizer sgd --mnemonics_outer_lr 1",
-    "--mnemonics_optimizer sgd --mnemonics_outer_lr 10",
-    "--mnemonics_optimizer sgd --mnemonics_outer_lr 100",
+    "--mnemonics_outer_lr 10",
+    "--mnemonics_outer_lr 30",
+    "--mnemonics_outer_lr 300",
+    "--mnemonics_outer_lr 1000",
+    "--mnemonics_optimizer adam --mnemonics_outer_lr 0.005",
+    "--mnemonics_optimizer adam --mnemonics_outer_lr 0.02",
+    "--mnemonics_optimizer adam --mnemonics_outer_lr 0.05",
     "--mnemonics_start herding",
     "--mnemonics_steps 5",
     "--mnemonics_steps 30",
     "--mnemonics_epochs 10",
-    "--mnemonics_epochs 90",
+    "--mnemonics_epochs 40",
     "--mnemonics_augment",
     "--mnemonics_augment --exemplars random",
     "--mnemonics_augment --exemplars herding",
@@ -74,7 +80,7 @@ RUNS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("one", "runs"), help="which part of the study")
+    parser.add_argument("part", choices=("one", "runs", "table"), help="which part of the study")
     parser.add_argument("--data_dir", default="data", help="where CIFAR-100 is (%(default)s)")
     parser.add_argument("--device", default="auto", help="as in main.py (%(default)s)")
     parser.add_argument("--network", default="resnet8", help="as in main.py (%(default)s)")
@@ -85,6 +91,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/exemplar_study.jsonl"), help="results (%(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
     args = parser.parse_args()
+    if args.part == "table":
+        print(markdown([json.loads(line) for line in args.out.read_text().splitlines()]))
+        return
     if args.threads:
         torch.set_num_threads(args.threads)
     common = f"--data_dir {args.data_dir} --device {args.device} --network {args.network} --epochs {args.epochs} "
@@ -100,7 +109,7 @@ def main() -> None:
                 key = {"part": args.part, "network": args.network, "epochs": args.epochs, "row": row, "seed": seed}
                 if is_done(args.out, key):
                     continue
-                settings = "" if "--mnemonics_preset" in row else SETTINGS
+                settings = "" if "--mnemonics_preset" in row else SETTINGS[args.part]
                 flags = f"{common} {settings} {row} --random_seed {seed}"
                 # set_up filled in what depends on the data; the rest is the row's
                 config = dataclasses.replace(resolved(parse_args(flags.split())), nb_phases=base.config.nb_phases)
@@ -152,6 +161,30 @@ def measure_run(experiment: Experiment, model: torch.nn.Module, log: RunLog) -> 
         results.append(state.phases[-1]["accuracy"])
     mean = {name: round(sum(r[name] for r in results) / len(results), 2) for name in ("cnn", "nme")}
     return {"phases": results, "average_accuracy": mean}
+
+
+def markdown(results: list[dict]) -> str:
+    """A table per part of the study: mean and, over several seeds, standard error of each row."""
+    lines = []
+    for part, column in (("one", "after"), ("runs", "average_accuracy")):
+        lines += [f"| {part}: flags | n | CNN % | NME % | validation loss: start, optimised, rounded | minutes |"]
+        lines += ["|---|---|---|---|---|---|"]
+        rows = [r for r in results if r["part"] == part]
+        for row in dict.fromkeys(r["row"] for r in rows):
+            same = [r for r in rows if r["row"] == row]
+            accuracy = [mean_and_error([r[column][name] for r in same]) for name in ("cnn", "nme")]
+            losses = [r["validation_loss"] for r in same if r.get("validation_loss")]
+            shown = [f"{statistics.mean(x[name] for x in losses):.3f}" for name in losses[0]] if losses else ["-"]
+            minutes = statistics.mean(r["seconds"] for r in same) / 60
+            lines.append(f"| `{row}` | {len(same)} | {' | '.join(accuracy)} | {', '.join(shown)} | {minutes:.1f} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def mean_and_error(values: list[float]) -> str:
+    """Mean, and standard error of the mean where there is more than one value."""
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} +- {statistics.stdev(values) / len(values) ** 0.5:.2f}"
 
 
 def is_done(path: Path, key: dict) -> bool:

@@ -13,12 +13,10 @@ from mnemonics.config import parse_args, resolved
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.exemplars import BilevelSettings, optimise_exemplars
 from mnemonics.exemplars.bilevel import (
-    Draws,
+    BaseLevel,
     NetworkInput,
     adjust_old_exemplars,
     balanced_subsets,
-    exemplar_gradient,
-    loss_after_steps,
     optimise_new_exemplars,
 )
 from mnemonics.exemplars.memory import ExemplarMemory
@@ -107,8 +105,9 @@ def test_sgd_moves_pixels_by_the_negative_gradient():
 
 def test_gradient_is_for_the_used_exemplars_only():
     exemplars, validation = network_input(blobs(12)), network_input(blobs(30, seed=1))
-    chosen = Draws(torch.tensor([[0, 4, 8], [1, 4, 11]]), [lambda x: x] * 2)
-    used, gradient = exemplar_gradient(network().eval(), exemplars, None, validation, chosen, SETTINGS, 0)
+    batches = [torch.tensor([0, 4, 8]), torch.tensor([1, 4, 11])]
+    base = BaseLevel(network(), dataclasses.replace(SETTINGS, steps=2))
+    used, gradient = base.gradient(exemplars, validation, [(b, exemplars.labels[b]) for b in batches], 0)
     assert used.tolist() == [0, 1, 4, 8, 11]
     assert gradient.shape == (5, 3, 6, 6)
     assert gradient.flatten(1).any(1).all()
@@ -118,9 +117,10 @@ def test_joint_base_level_trains_on_the_fixed_exemplars_too_and_leaves_them_alon
     model, exemplars, fixed = network().eval(), network_input(blobs(6, first=2)), network_input(blobs(4, classes=2))
     validation = network_input(blobs(30, classes=5, seed=1))
     joint = exemplars.and_also(fixed)
-    chosen = Draws.make(joint.labels, SETTINGS, draws(), None)
-    used, gradient = exemplar_gradient(model, exemplars, fixed, validation, chosen, SETTINGS, 0)
-    all_used, all_gradients = exemplar_gradient(model, joint, None, validation, chosen, SETTINGS, 0)
+    base = BaseLevel(model, SETTINGS, fixed)
+    chosen = base.draw(exemplars.labels, draws())
+    used, gradient = base.gradient(exemplars, validation, chosen, 0)
+    all_used, all_gradients = BaseLevel(model, SETTINGS).gradient(joint, validation, chosen, 0)
     assert used.tolist() == list(range(6))
     assert all_used.tolist() == list(range(10))
     assert torch.allclose(gradient, all_gradients[:6])
@@ -131,16 +131,13 @@ def test_joint_base_level_trains_on_the_fixed_exemplars_too_and_leaves_them_alon
 
 
 def test_joint_validation_holds_all_classes_in_equal_parts(monkeypatch):
-    from mnemonics.exemplars import bilevel
+    seen, original = [], BaseLevel.gradient
 
-    seen = []
-    original = bilevel.exemplar_gradient
-
-    def spy(model, exemplars, fixed, validation, *rest):
+    def spy(self, exemplars, validation, draws, epoch):
         seen.append(torch.bincount(validation.labels).tolist())
-        return original(model, exemplars, fixed, validation, *rest)
+        return original(self, exemplars, validation, draws, epoch)
 
-    monkeypatch.setattr(bilevel, "exemplar_gradient", spy)
+    monkeypatch.setattr(BaseLevel, "gradient", spy)
     settings = dataclasses.replace(SETTINGS, batch_size=20, epochs=3)
     arguments = (network(), blobs(6, first=2), blobs(300, first=2, seed=1), PREP, settings, draws())
     optimise_new_exemplars(*arguments, old=blobs(40, classes=2))
@@ -152,13 +149,12 @@ def test_joint_validation_holds_all_classes_in_equal_parts(monkeypatch):
 
 def test_unroll_fc_is_unroll_restricted_to_the_classifier():
     model, exemplars, validation = network().eval(), network_input(blobs(12)), network_input(blobs(30, seed=1))
-    chosen = Draws.make(exemplars.labels, SETTINGS, draws(), None)
+    chosen = BaseLevel(model, SETTINGS).draw(exemplars.labels, draws())
     frozen = copy.deepcopy(model)
     frozen.body.requires_grad_(False)
     by_name = dataclasses.replace(SETTINGS, variant="unroll-fc")
-    _, gradient = exemplar_gradient(model, exemplars, None, validation, chosen, by_name, 0)
-    _, expected = exemplar_gradient(frozen, exemplars, None, validation, chosen, SETTINGS, 0)
-    _, full = exemplar_gradient(model, exemplars, None, validation, chosen, SETTINGS, 0)
+    bases = BaseLevel(model, by_name), BaseLevel(frozen, SETTINGS), BaseLevel(model, SETTINGS)
+    gradient, expected, full = (base.gradient(exemplars, validation, chosen, 0)[1] for base in bases)
     assert torch.equal(gradient, expected)
     assert not torch.allclose(gradient, full, rtol=0.1)
 
@@ -170,7 +166,7 @@ def test_class_mean_gradient_is_that_of_cosines_to_class_means():
     means = torch.stack([model.features(x[exemplars.labels == c]).mean(0) for c in (1, 2, 3)])
     cosines = torch.stack([F.cosine_similarity(f[None], means) for f in model.features(validation.images)])
     expected = torch.autograd.grad(F.cross_entropy(cosines, validation.labels - 1), x)[0]
-    used, gradient = exemplar_gradient(model, exemplars, None, validation, None, settings, 0)
+    used, gradient = BaseLevel(model, settings).gradient(exemplars, validation, [], 0)
     assert used.tolist() == list(range(6))
     assert torch.allclose(gradient, expected, atol=1e-7)
 
@@ -189,11 +185,17 @@ def test_every_variant_changes_exemplars_and_reports_the_same_yardstick(variant)
 
 def test_augmented_base_level_uses_one_crop_per_step_and_exemplar():
     prep = dataclasses.replace(PREP, crop_padding=2)
-    chosen = Draws.make(blobs(12).labels, SETTINGS, draws(), prep.draw_augmentation)
-    images = prep.plain(blobs(12).images)
-    views = [augment(images) for augment in chosen.augmentations]
-    assert all(torch.equal(augment(images), view) for augment, view in zip(chosen.augmentations, views, strict=True))
-    assert not torch.equal(views[0], views[1])
+    base = BaseLevel(network(), SETTINGS, augment=prep.crop_and_mirror())
+    images, seen = prep.plain(blobs(12).images), []
+    base.model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].detach()))
+    chosen = base.draw(blobs(12).labels, draws())
+    for _ in range(2):
+        for draw in chosen:
+            base.step_loss(base.parameters, images, *draw)
+    views = seen[:5]
+    assert all(torch.equal(first, second) for first, second in zip(views, seen[5:], strict=True))
+    plain = [images[batch] for batch, *_ in chosen]
+    assert all((view != whole).flatten(1).any(1).sum() >= 8 for view, whole in zip(views, plain, strict=True))
     low, high = prep.valid_range()
     assert all(((view >= low) & (view <= high)).all() for view in views)
     _, losses = optimise_new_exemplars(network(), blobs(12), blobs(90, seed=1), prep, SETTINGS, draws(), augmented=True)
@@ -209,24 +211,23 @@ def test_adjusting_changes_every_old_exemplar_and_helps():
     a, b = balanced_subsets(memory.data.labels, 2, draws(5))
 
     def held_loss(data):
-        chosen = Draws.make(data.labels, SETTINGS, draws(), None)
-        validation = network_input(memory.data[b])
-        return loss_after_steps(model.eval(), network_input(data), None, validation, chosen, SETTINGS)
+        base = BaseLevel(model, SETTINGS)
+        return base.loss_after_steps(
+            network_input(data), network_input(memory.data[b]), base.draw(data.labels, draws())
+        )
 
     assert held_loss(adjusted.data[a]) < held_loss(memory.data[a])
 
 
 def test_each_subset_is_validated_on_the_others(monkeypatch):
-    from mnemonics.exemplars import bilevel
-
     seen = []
 
-    def spy(model, exemplars, fixed, validation, draws, settings, epoch):
+    def spy(self, exemplars, validation, draws, epoch):
         own, other = ({row.sum().item() for row in part.images} for part in (exemplars, validation))
         seen.append((len(own), len(other), len(own & other)))
         return torch.arange(1), torch.zeros_like(exemplars.images[:1])
 
-    monkeypatch.setattr(bilevel, "exemplar_gradient", spy)
+    monkeypatch.setattr(BaseLevel, "gradient", spy)
     settings = dataclasses.replace(SETTINGS, subsets=3, epochs=2)
     adjust_old_exemplars(network(), ExemplarMemory(blobs(27)), PREP, settings, draws())
     assert seen == [(9, 18, 0)] * 6

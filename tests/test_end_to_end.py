@@ -150,8 +150,25 @@ def test_a_finished_run_is_not_run_again(mnemonics_run, tmp_path):
     before = (folder / "phase_5.pt").stat().st_mtime_ns
     assert numbers(run(folder)) == numbers(json.loads((mnemonics_run[0] / "results.json").read_text()))
     assert (folder / "phase_5.pt").stat().st_mtime_ns == before
-    run(folder, "--no-resume")
-    assert (folder / "phase_5.pt").stat().st_mtime_ns != before
+    assert (folder / "results.json").read_bytes() == (mnemonics_run[0] / "results.json").read_bytes()
+
+
+def test_starting_anew_leaves_nothing_of_the_old_run_and_keeps_other_files(mnemonics_run, tmp_path):
+    folder = shutil.copytree(mnemonics_run[0], tmp_path / "run")
+    (folder / "notes.txt").write_text("mine")
+    arguments = [a for a in TINY if a not in ("--nb_phases", "5")]
+    flags = [*arguments, "--nb_cl_fg", "8", "--nb_cl", "2", "--no-resume", "--out", str(folder)]
+    experiment.run(parse_args(flags))
+    assert len(json.loads((folder / "results.json").read_text())["phases"]) == 2
+    assert sorted(p.name for p in folder.glob("phase_*.pt")) == ["phase_0.pt", "phase_1.pt"]
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_results_lost_between_checkpoint_and_results_json_are_written_again(mnemonics_run, tmp_path):
+    folder = shutil.copytree(mnemonics_run[0], tmp_path / "run")
+    reference = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").unlink()
+    assert numbers(run(folder)) == numbers(reference)
 
 
 def test_ncm_only_on_request(tmp_path):

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.func import functional_call
 
 from mnemonics import training
 from mnemonics.baselines import BASELINES
 from mnemonics.config import ExperimentConfig
-from mnemonics.data.batches import LabelledImages, Preprocessing, balanced_batches
+from mnemonics.data.batches import LabelledImages, Preprocessing
+from mnemonics.exemplars.bilevel import BaseLevel, BilevelSettings
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.exemplars.unroll import unroll
 from mnemonics.models import make_network
@@ -93,16 +93,10 @@ def test_finetuning_is_what_the_unroll_rehearses(augmented):
     rehearsal = copy.deepcopy(model).eval()
     training.finetune_on_exemplars(model, memory, PREP, config, torch.Generator().manual_seed(5))
     labels, x = memory.data.labels, PREP.plain(memory.data.images)
-    draws, batches, augmentations = torch.Generator().manual_seed(5), [], []
-    for batch in balanced_batches(labels, 16, 9, draws):  # 3 epochs of ceil(40 / 16)
-        batches.append(batch)
-        augmentations.append(PREP.draw_augmentation(16, draws) if augmented else lambda images: images)
-
-    def step_loss(parameters, images, k):
-        images = augmentations[k](images[batches[k]])
-        return F.cross_entropy(functional_call(rehearsal, parameters, (images,)), labels[batches[k]])
-
-    points, _ = unroll(step_loss, dict(rehearsal.named_parameters()), x, [0.05] * 9)
+    settings = BilevelSettings(steps=9, rate=0.05, batch_size=16)  # 3 epochs of ceil(40 / 16)
+    base = BaseLevel(rehearsal, settings, augment=PREP.crop_and_mirror() if augmented else None)
+    draws = base.draw(labels, torch.Generator().manual_seed(5))
+    points, _ = unroll(base.steps, base.parameters, x, draws, [0.05] * 9)
     for name, p in model.named_parameters():
         assert torch.allclose(p, points[-1][name], atol=1e-6), name
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), rehearsal.buffers(), strict=True))

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from mnemonics.data.augment import crop_and_mirror, draw_crops
-from mnemonics.exemplars.unroll import plain_unrolled_gradient, unroll, unrolled_gradient
+from mnemonics.data.augment import CropAndMirror
+from mnemonics.exemplars.unroll import GraphedSteps, Steps, plain_unrolled_gradient, unroll, unrolled_gradient
 from mnemonics.models.resnet_cifar import resnet_cifar
 
 SIZE = 8
@@ -34,23 +34,30 @@ class Problem:
         self.x, self.y = torch.randn(12, 3, SIZE, SIZE, dtype=torch.float64), torch.arange(12) % 4
         self.xv, self.yv = torch.randn(9, 3, SIZE, SIZE, dtype=torch.float64), torch.arange(9) % 4
         draws = torch.Generator().manual_seed(seed)
-        self.batches = [torch.randperm(12, generator=draws)[:5] for _ in range(10)]
-        self.crops = [draw_crops(5, 2, True, draws) for _ in range(10)] if augmented else None
+        self.augment = CropAndMirror(2, True, 0.3) if augmented else None
+        self.draws = []
+        for _ in range(10):
+            batch = torch.randperm(12, generator=draws)[:5]
+            self.draws.append((batch, *(self.augment.draw(5, draws) if augmented else ())))
 
-    def step_loss(self, parameters, x, k):
-        images = x[self.batches[k]]
-        if self.crops:
-            images = crop_and_mirror(images, self.crops[k], 2, fill=0.3)
-        return F.cross_entropy(functional_call(self.model, parameters, (images,)), self.y[self.batches[k]])
+    def step_loss(self, parameters, x, batch, *crops):
+        images = self.augment.apply(x[batch], *crops) if self.augment else x[batch]
+        return F.cross_entropy(functional_call(self.model, parameters, (images,)), self.y[batch])
 
     def validation_loss(self, parameters):
         return F.cross_entropy(functional_call(self.model, parameters, (self.xv,)), self.yv)
 
+    def arguments(self, rates):
+        return Steps(self.step_loss), self.validation_loss, self.parameters, self.x, self.draws[: len(rates)], rates
+
     def plain(self, rates, momentum):
-        return plain_unrolled_gradient(self.step_loss, self.validation_loss, self.parameters, self.x, rates, momentum)
+        return plain_unrolled_gradient(*self.arguments(rates), momentum)
 
     def ours(self, rates, momentum):
-        return unrolled_gradient(self.step_loss, self.validation_loss, self.parameters, self.x, rates, momentum)
+        return unrolled_gradient(*self.arguments(rates), momentum)
+
+    def points(self, x, rates, momentum):
+        return unroll(Steps(self.step_loss), self.parameters, x, self.draws[: len(rates)], rates, momentum)[0]
 
 
 def relative_error(a, b):
@@ -87,8 +94,7 @@ def test_finite_differences(momentum):
     start, step = problem.x, 1e-5
 
     def loss_at(x, rates):
-        points, _ = unroll(problem.step_loss, problem.parameters, x, rates, momentum)
-        return problem.validation_loss(points[-1]).item()
+        return problem.validation_loss(problem.points(x, rates, momentum)[-1]).item()
 
     slope = (loss_at(start + step * direction, rates) - loss_at(start - step * direction, rates)) / (2 * step)
     assert slope == pytest.approx((ours.inputs * direction).sum().item(), rel=1e-6)
@@ -101,11 +107,11 @@ def test_finite_differences(momentum):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_the_steps_are_those_of_torch_sgd(momentum):
     problem, rates = Problem(resnet_with_statistics), [0.1] * 6
-    points, _ = unroll(problem.step_loss, problem.parameters, problem.x, rates, momentum)
+    points = problem.points(problem.x, rates, momentum)
     optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1, momentum=momentum)
     for k in range(6):
         optimizer.zero_grad()
-        problem.step_loss(dict(problem.model.named_parameters()), problem.x, k).backward()
+        problem.step_loss(dict(problem.model.named_parameters()), problem.x, *problem.draws[k]).backward()
         optimizer.step()
     for name, p in problem.model.named_parameters():
         assert relative_error(points[-1][name], p.detach()) < 1e-12
@@ -123,41 +129,59 @@ def test_images_in_no_minibatch_get_no_gradient_and_arguments_stay_as_they_are()
     problem = Problem(mlp)
     before = {name: p.clone() for name, p in problem.parameters.items()}
     result = problem.ours([0.2], 0.0)
-    unused = [i for i in range(12) if i not in problem.batches[0]]
+    unused = [i for i in range(12) if i not in problem.draws[0][0]]
     assert not result.inputs[unused].any()
-    assert result.inputs[problem.batches[0]].flatten(1).any(1).all()
+    assert result.inputs[problem.draws[0][0]].flatten(1).any(1).all()
     assert all(torch.equal(before[name], p) for name, p in problem.parameters.items())
     assert not problem.x.requires_grad
     assert all(p.grad is None for p in problem.model.parameters())
 
 
-def test_memory_holds_one_graph_at_a_time():
-    """Graph nodes alive during the reverse pass: as many in the last step as in the first, not growing with K."""
-    problem, alive = Problem(mlp), []
-    original = problem.step_loss
+class Saved:
+    """A tensor kept for some backward pass; counts how many there are."""
 
-    class Marker(torch.autograd.Function):
-        live = 0
+    live = peak = 0
 
-        @staticmethod
-        def forward(ctx, x):
-            Marker.live += 1
-            ctx.token = Token()
-            return x.clone()
+    def __init__(self, tensor):
+        self.tensor = tensor
+        Saved.live += 1
+        Saved.peak = max(Saved.peak, Saved.live)
 
-        @staticmethod
-        def backward(ctx, g):
-            return g
+    def __del__(self):
+        Saved.live -= 1
 
-    class Token:
-        def __del__(self):
-            Marker.live -= 1
 
-    def counted(parameters, x, k):
-        loss = Marker.apply(original(parameters, x, k))
-        alive.append(Marker.live)
-        return loss
+def peak_of_saved_tensors(gradient, problem, K):
+    Saved.peak = Saved.live = 0
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        gradient(*problem.arguments([0.1] * K))
+    return Saved.peak
 
-    unrolled_gradient(counted, problem.validation_loss, problem.parameters, problem.x, [0.1] * 8)
-    assert len(alive) == 16
-    assert max(alive) <= 2
+
+def test_what_is_kept_for_backward_passes_does_not_grow_with_k():
+    problem = Problem(mlp)
+    assert peak_of_saved_tensors(unrolled_gradient, problem, 8) == peak_of_saved_tensors(unrolled_gradient, problem, 2)
+    plain = [peak_of_saved_tensors(plain_unrolled_gradient, problem, K) for K in (2, 8)]
+    assert plain[1] > 3 * plain[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("augmented", [False, True])
+def test_cuda_graphs_equal_the_eager_steps(momentum, augmented):
+    torch.use_deterministic_algorithms(False)
+    problem, rates = Problem(resnet_with_statistics, augmented), [0.1, 0.2, 0.1]
+    eager = problem.ours(rates, momentum)
+    device = torch.device("cuda")
+    problem.model.to(device)
+    problem.parameters = {name: p.to(device) for name, p in problem.parameters.items()}
+    problem.x, problem.y, problem.xv, problem.yv = (
+        t.to(device) for t in (problem.x, problem.y, problem.xv, problem.yv)
+    )
+    problem.draws = [tuple(t.to(device) for t in draw) for draw in problem.draws]
+    steps, *rest = problem.arguments(rates)
+    graphed = GraphedSteps(steps.step_loss, problem.parameters, problem.x, problem.draws[0])
+    for _ in range(2):
+        result = unrolled_gradient(graphed, *rest, momentum)
+        assert relative_error(result.inputs.cpu(), eager.inputs) < 1e-9
+        assert relative_error(result.rates.cpu(), eager.rates) < 1e-9

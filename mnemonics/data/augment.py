@@ -5,6 +5,7 @@ each of its steps) and the result can be compared with torchvision's transforms 
 differentiable with respect to floating-point images.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,22 @@ def crop_and_mirror(images: Tensor, crops: Crops, padding: int, fill: Tensor | f
     index = torch.arange(n, device=images.device)[:, None, None]
     cut = padded[index, :, rows[:, :, None], columns[:, None, :]]  # (n, h, w, c): indexed dimensions come first
     return cut.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class CropAndMirror:
+    """Random crop and mirroring of network input, drawn and applied apart; differentiable."""
+
+    padding: int
+    mirror: bool
+    fill: Tensor | float  # of the border: network input of a black pixel
+
+    def draw(self, n: int, generator: torch.Generator) -> Crops:
+        return draw_crops(n, self.padding, self.mirror, generator)
+
+    def apply(self, images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
+        """float [n, 3, h, w] -> the same shape; the other arguments are what `draw` gave."""
+        return crop_and_mirror(images, Crops(top, left, mirrored), self.padding, self.fill)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 """Batches from images held in memory as uint8 on the device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mnemonics.data.augment import crop_and_mirror, draw_crops, normalise
+from mnemonics.data.augment import CropAndMirror, crop_and_mirror, draw_crops, normalise
 from mnemonics.data.sources import ImageSource
 
 
@@ -37,12 +37,10 @@ class Preprocessing:
         crops = draw_crops(len(images), self.crop_padding, self.mirror, generator)
         return normalise(crop_and_mirror(images, crops, self.crop_padding), self.mean, self.std)
 
-    def draw_augmentation(self, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-        """The augmentation of `augmented` with its draws fixed, for n images that are network input: a
-        differentiable function of float [n, 3, h, w]."""
-        crops = draw_crops(n, self.crop_padding, self.mirror, generator)
+    def crop_and_mirror(self) -> CropAndMirror:
+        """The augmentation of `augmented` for images that are network input already."""
         black, _ = self.valid_range()
-        return lambda images: crop_and_mirror(images, crops, self.crop_padding, fill=black)
+        return CropAndMirror(self.crop_padding, self.mirror, black)
 
     def valid_range(self) -> tuple[Tensor, Tensor]:
         """Network input of a black and of a white pixel, float32 [3, 1, 1] each."""

@@ -10,6 +10,7 @@ update, and are rounded to uint8 at the end. `optimise_exemplars` is the part th
 """
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,14 +21,12 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from mnemonics.config import ExperimentConfig
-from mnemonics.data.augment import denormalise
+from mnemonics.data.augment import CropAndMirror, denormalise
 from mnemonics.data.batches import LabelledImages, Preprocessing, balanced_batches, rank_within_class
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.exemplars.pixels import Pixels
-from mnemonics.exemplars.unroll import Parameters, StepLoss, ValidationLoss, unroll, unrolled_gradient
+from mnemonics.exemplars.unroll import Draw, GraphedSteps, Parameters, Steps, unroll, unrolled_gradient
 from mnemonics.runtime import NonFiniteLossError
-
-DrawAugmentation = Callable[[int, torch.Generator], Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class BilevelSettings:
     pixel_rate: float = 0.05  # β, in units of the network's input, halved every fifth of the epochs
     optimizer: str = "adam"  # or "sgd"
     subsets: int = 2  # parts of the old exemplars, each adjusted on the others
+    cuda_graphs: bool = False  # capture the steps as CUDA graphs
 
     @staticmethod
     def of(config: ExperimentConfig) -> "BilevelSettings":
@@ -55,6 +55,7 @@ class BilevelSettings:
             config.mnemonics_outer_lr,
             config.mnemonics_optimizer,
             config.mnemonics_subsets,
+            config.cuda_graphs,
         )
 
 
@@ -74,21 +75,114 @@ class NetworkInput:
         return NetworkInput(torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]))
 
 
-@dataclass(frozen=True)
-class Draws:
-    """The random choices of one pixel update: the K minibatches, int64 [K, batch], and an augmentation for each."""
+class BaseLevel:
+    """The base level for one model: how training on exemplars changes it, and the gradient back to the exemplars."""
 
-    batches: Tensor
-    augmentations: list[Callable[[Tensor], Tensor]]
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: BilevelSettings,
+        fixed: NetworkInput | None = None,
+        augment: CropAndMirror | None = None,
+    ):
+        """
+        Args:
+            model: θ_0; copied, so that what becomes of it afterwards does not matter. Used in eval mode.
+            fixed: images that the base level trains on too, but that are not optimised.
+            augment: the augmentation of base-level batches.
+        """
+        self.model, self.settings, self.fixed, self.augment = copy.deepcopy(model).eval(), settings, fixed, augment
+        self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.steps = Steps(self.step_loss)
+        self.graphed: dict[tuple[torch.Size, ...], GraphedSteps] = {}
 
-    @staticmethod
-    def make(
-        labels: Tensor, settings: BilevelSettings, generator: torch.Generator, augment: DrawAugmentation | None
-    ) -> "Draws":
-        """Class-balanced minibatches of images with these labels (int64 [n])."""
-        batches = torch.stack(list(balanced_batches(labels, settings.batch_size, settings.steps, generator)))
-        identity: DrawAugmentation = lambda n, generator: lambda images: images  # noqa: E731
-        return Draws(batches, [(augment or identity)(batches.shape[1], generator) for _ in batches])
+    def step_loss(
+        self, parameters: Parameters, images: Tensor, batch: Tensor, labels: Tensor, *crops: Tensor
+    ) -> Tensor:
+        """L_k: cross-entropy on the minibatch with these indices (into the exemplars, then `fixed`) and labels."""
+        if self.fixed is not None:
+            images = torch.cat([images, self.fixed.images])
+        images = images.index_select(0, batch)
+        if self.augment is not None:
+            images = self.augment.apply(images, *crops)
+        return F.cross_entropy(functional_call(self.model, parameters, (images,)), labels)
+
+    def draw(self, labels: Tensor, generator: torch.Generator) -> list[Draw]:
+        """Class-balanced minibatches and crops for K steps on exemplars with these labels (int64 [n])."""
+        if self.fixed is not None:
+            labels = torch.cat([labels, self.fixed.labels])
+        draws = []
+        for batch in balanced_batches(labels, self.settings.batch_size, self.settings.steps, generator):
+            crops = self.augment.draw(len(batch), generator) if self.augment is not None else ()
+            draws.append((batch, labels[batch], *crops))
+        return draws
+
+    def gradient(
+        self, exemplars: NetworkInput, validation: NetworkInput, draws: list[Draw], epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient of the validation loss after the K steps for the exemplars that took part in them.
+
+        Returns:
+            Indices int64 [m] of those exemplars, ascending, and their gradients float [m, ...].
+        Raises:
+            NonFiniteLossError: if the loss or the gradient is NaN or infinite.
+        """
+        settings = self.settings
+        if settings.variant == "class-mean":
+            loss, gradient = class_mean_gradient(self.model, exemplars, self.fixed, validation)
+            used = torch.arange(len(exemplars.labels), device=gradient.device)
+        else:
+            part = "classifier." if settings.variant == "unroll-fc" else ""
+            parameters = {name: p for name, p in self.parameters.items() if name.startswith(part)}
+            steps, rates = self.steps_for(parameters, exemplars.images, draws[0]), [settings.rate] * settings.steps
+            loss_of = functools.partial(self.validation_loss, validation)
+            loss, gradient, *_ = unrolled_gradient(steps, loss_of, parameters, exemplars.images, draws, rates)
+            used = torch.stack([batch for batch, *_ in draws]).unique()
+            used = used[used < len(exemplars.labels)]  # the rest are `fixed`
+        if not (torch.isfinite(loss) and torch.isfinite(gradient).all()):
+            raise NonFiniteLossError(
+                f"exemplar optimisation, epoch {epoch}: the validation loss after {settings.steps} steps is "
+                f"{loss.item()} with --mnemonics_lr {settings.rate} and --mnemonics_outer_lr {settings.pixel_rate}; "
+                "lower rates may help"
+            )
+        return used, gradient[used]
+
+    def steps_for(self, parameters: Parameters, images: Tensor, draw: Draw) -> Steps:
+        """The steps to use: with `cuda_graphs`, captured once for each set of shapes."""
+        if not (self.settings.cuda_graphs and images.is_cuda):
+            return self.steps
+        shapes = (images.shape, *(tensor.shape for tensor in draw))
+        if shapes not in self.graphed:
+            self.graphed[shapes] = GraphedSteps(self.step_loss, parameters, images, draw)
+        return self.graphed[shapes]
+
+    def validation_loss(self, validation: NetworkInput, parameters: Parameters) -> Tensor:
+        """V: cross-entropy on the validation images."""
+        return F.cross_entropy(functional_call(self.model, parameters, (validation.images,)), validation.labels)
+
+    def loss_after_steps(self, exemplars: NetworkInput, validation: NetworkInput, draws: list[Draw]) -> float:
+        """V alone, after K steps on all weights whatever the variant: what the fine-tuning will do."""
+        rates = [self.settings.rate] * self.settings.steps
+        points, _ = unroll(self.steps, self.parameters, exemplars.images, draws, rates)
+        with torch.no_grad():
+            return self.validation_loss(validation, points[-1]).item()
+
+
+def class_mean_gradient(
+    model: nn.Module, exemplars: NetworkInput, fixed: NetworkInput | None, validation: NetworkInput
+) -> tuple[Tensor, Tensor]:
+    """The variant without a base level: (loss, its gradient for the exemplars), the loss being the cross-entropy of the
+    cosines between the features of the validation images and the mean feature of each class's exemplars."""
+    images = exemplars.images.detach().requires_grad_()
+    everything = NetworkInput(images, exemplars.labels).and_also(fixed)
+    classes, position = everything.labels.unique(return_inverse=True)
+    members = F.one_hot(position, len(classes)).to(images)  # (n, classes)
+    means = members.T @ model.features(everything.images) / members.sum(0)[:, None]
+    with torch.no_grad():
+        features = model.features(validation.images)
+    cosines = F.normalize(features, dim=1) @ F.normalize(means, dim=1).T
+    loss = F.cross_entropy(cosines, torch.searchsorted(classes, validation.labels))
+    return loss.detach(), torch.autograd.grad(loss, images)[0]
 
 
 def optimise_exemplars(
@@ -101,7 +195,7 @@ def optimise_exemplars(
     low: Tensor | float | None = None,
     high: Tensor | float | None = None,
     fixed: tuple[Tensor, Tensor] | None = None,
-    augment: DrawAugmentation | None = None,
+    augment: CropAndMirror | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Optimise `images` so that `model`, trained on them for K steps, does well on validation data (Eq. 9).
@@ -115,7 +209,7 @@ def optimise_exemplars(
         settings: see `BilevelSettings`.
         low, high: valid range of the images: two numbers, or two tensors that broadcast to them; none by default.
         fixed: further (images, labels) that the base level trains on but that stay as they are.
-        augment: (batch size, generator) -> differentiable augmentation with its draws fixed; none by default.
+        augment: how base-level batches are augmented; not at all by default.
         generator: drives the minibatches; must be on the device of `images`. Seed 0 by default.
     Returns:
         The optimised images, float [n, ...].
@@ -124,14 +218,13 @@ def optimise_exemplars(
     """
     settings = settings or BilevelSettings()
     generator = generator or torch.Generator(images.device).manual_seed(0)
-    model, held_fixed = copy.deepcopy(model).eval(), None if fixed is None else NetworkInput(*fixed)
-    pixels = Pixels(images.detach().clone(), low, high, settings.optimizer, settings.pixel_rate, settings.epochs)
+    base = BaseLevel(model, settings, None if fixed is None else NetworkInput(*fixed), augment)
+    start = images.detach().clone()
+    pixels = Pixels(start, low, high, settings.optimizer, settings.pixel_rate, settings.epochs)
     exemplars = NetworkInput(pixels.images, labels)
-    base_labels = exemplars.and_also(held_fixed).labels
     for epoch in tqdm(range(settings.epochs), desc="new exemplars", leave=False, disable=None):
-        draws = Draws.make(base_labels, settings, generator, augment)
-        gradient = exemplar_gradient(model, exemplars, held_fixed, NetworkInput(*validation()), draws, settings, epoch)
-        pixels.step(*gradient)
+        draws = base.draw(labels, generator)
+        pixels.step(*base.gradient(exemplars, NetworkInput(*validation()), draws, epoch))
         pixels.end_epoch()
     return pixels.images
 
@@ -162,37 +255,25 @@ def optimise_new_exemplars(
     Raises:
         NonFiniteLossError: naming epoch and rates.
     """
-    fixed = None if old is None or len(old) == 0 else NetworkInput(prep.plain(old.images), old.labels)
+    fixed = None if old is None or len(old) == 0 else (prep.plain(old.images), old.labels)
     pool = data if fixed is None else data.and_also(old)
-    augment = prep.draw_augmentation if augmented else None
+    augment = prep.crop_and_mirror() if augmented else None
 
     def validation() -> tuple[Tensor, Tensor]:
         batch = next(balanced_batches(pool.labels, settings.batch_size, 1, generator))
         return prep.plain(pool.images[batch]), pool.labels[batch]
 
+    base = BaseLevel(model, settings, None if fixed is None else NetworkInput(*fixed), augment)
+    probe, probe_draws = NetworkInput(*validation()), base.draw(start.labels, generator)
     images, (low, high) = prep.plain(start.images), prep.valid_range()
-    probe = NetworkInput(*validation())
-    probe_draws = Draws.make(NetworkInput(images, start.labels).and_also(fixed).labels, settings, generator, augment)
-    still = copy.deepcopy(model).eval()
-
-    def probe_loss(images: Tensor) -> float:
-        return loss_after_steps(still, NetworkInput(images, start.labels), fixed, probe, probe_draws, settings)
-
-    optimised = optimise_exemplars(
-        model,
-        images,
-        start.labels,
-        validation,
-        settings,
-        low=low,
-        high=high,
-        fixed=None if fixed is None else (fixed.images, fixed.labels),
-        augment=augment,
-        generator=generator,
-    )
+    common = {"low": low, "high": high, "fixed": fixed, "augment": augment, "generator": generator}
+    optimised = optimise_exemplars(model, images, start.labels, validation, settings, **common)
     rounded = denormalise(optimised, prep.mean, prep.std)
     versions = {"start": images, "optimised": optimised, "rounded": prep.plain(rounded)}
-    losses = {name: probe_loss(version) for name, version in versions.items()}
+    losses = {
+        name: base.loss_after_steps(NetworkInput(version, start.labels), probe, probe_draws)
+        for name, version in versions.items()
+    }
     return LabelledImages(rounded, start.labels), losses
 
 
@@ -211,7 +292,7 @@ def adjust_old_exemplars(
     """
     if len(memory) == 0 or int(memory.counts().min()) < settings.subsets:
         return memory
-    model, augment = copy.deepcopy(model).eval(), prep.draw_augmentation if augmented else None
+    base = BaseLevel(model, settings, augment=prep.crop_and_mirror() if augmented else None)
     images, (low, high) = prep.plain(memory.data.images), prep.valid_range()
     pixels = Pixels(images, low, high, settings.optimizer, settings.pixel_rate, settings.epochs)
     exemplars = NetworkInput(pixels.images, memory.data.labels)
@@ -220,10 +301,8 @@ def adjust_old_exemplars(
         for number, subset in enumerate(subsets):
             others = torch.cat(subsets[:number] + subsets[number + 1 :])
             batch = next(balanced_batches(exemplars.labels[others], settings.batch_size, 1, generator))
-            draws = Draws.make(exemplars.labels[subset], settings, generator, augment)
-            used, gradient = exemplar_gradient(
-                model, exemplars[subset], None, exemplars[others[batch]], draws, settings, epoch
-            )
+            draws = base.draw(exemplars.labels[subset], generator)
+            used, gradient = base.gradient(exemplars[subset], exemplars[others[batch]], draws, epoch)
             pixels.step(subset[used], gradient)
         pixels.end_epoch()
     return memory.with_images(denormalise(pixels.images, prep.mean, prep.std))
@@ -235,95 +314,3 @@ def balanced_subsets(labels: Tensor, count: int, generator: torch.Generator) -> 
     shuffled = torch.randperm(len(labels), generator=generator, device=labels.device)
     part = rank_within_class(labels[shuffled]) % count
     return [shuffled[part == number] for number in range(count)]
-
-
-def exemplar_gradient(
-    model: nn.Module,
-    exemplars: NetworkInput,
-    fixed: NetworkInput | None,
-    validation: NetworkInput,
-    draws: Draws,
-    settings: BilevelSettings,
-    epoch: int,
-) -> tuple[Tensor, Tensor]:
-    """Gradient of the validation loss after K base-level steps for the exemplars that took part in them.
-
-    Returns:
-        Indices int64 [m] of those exemplars, ascending, and their gradients float [m, ...].
-    Raises:
-        NonFiniteLossError: if the loss or the gradient is NaN or infinite.
-    """
-    if settings.variant == "class-mean":
-        loss, gradient = class_mean_gradient(model, exemplars, fixed, validation)
-        used = torch.arange(len(exemplars.labels), device=gradient.device)
-    else:
-        part = "classifier." if settings.variant == "unroll-fc" else ""
-        parameters, step_loss, validation_loss = losses_of(model, exemplars, fixed, validation, draws, part)
-        rates = [settings.rate] * len(draws.batches)
-        loss, gradient, *_ = unrolled_gradient(step_loss, validation_loss, parameters, exemplars.images, rates)
-        used = draws.batches.unique()
-        used = used[used < len(exemplars.labels)]  # the rest are `fixed`
-    if not (torch.isfinite(loss) and torch.isfinite(gradient).all()):
-        raise NonFiniteLossError(
-            f"exemplar optimisation, epoch {epoch}: the validation loss after {settings.steps} steps is {loss.item()} "
-            f"with --mnemonics_lr {settings.rate} and --mnemonics_outer_lr {settings.pixel_rate}; lower rates may help"
-        )
-    return used, gradient[used]
-
-
-def loss_after_steps(
-    model: nn.Module,
-    exemplars: NetworkInput,
-    fixed: NetworkInput | None,
-    validation: NetworkInput,
-    draws: Draws,
-    settings: BilevelSettings,
-) -> float:
-    """The validation loss alone, after K steps on all weights whatever the variant: what the fine-tuning will do."""
-    parameters, step_loss, validation_loss = losses_of(model, exemplars, fixed, validation, draws)
-    points, _ = unroll(step_loss, parameters, exemplars.images, [settings.rate] * len(draws.batches))
-    with torch.no_grad():
-        return validation_loss(points[-1]).item()
-
-
-def losses_of(
-    model: nn.Module,
-    exemplars: NetworkInput,
-    fixed: NetworkInput | None,
-    validation: NetworkInput,
-    draws: Draws,
-    part: str = "",
-) -> tuple[Parameters, StepLoss, ValidationLoss]:
-    """θ_0, L_k and V as `unroll` wants them: cross-entropy on batch k of the exemplars and on the validation images.
-
-    θ are the weights that are not frozen and whose names start with `part`.
-    """
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad and name.startswith(part)}
-    labels = exemplars.and_also(fixed).labels
-
-    def step_loss(parameters: Parameters, images: Tensor, k: int) -> Tensor:
-        batch = draws.batches[k]
-        images = NetworkInput(images, exemplars.labels).and_also(fixed).images[batch]
-        return F.cross_entropy(functional_call(model, parameters, (draws.augmentations[k](images),)), labels[batch])
-
-    def validation_loss(parameters: Parameters) -> Tensor:
-        return F.cross_entropy(functional_call(model, parameters, (validation.images,)), validation.labels)
-
-    return parameters, step_loss, validation_loss
-
-
-def class_mean_gradient(
-    model: nn.Module, exemplars: NetworkInput, fixed: NetworkInput | None, validation: NetworkInput
-) -> tuple[Tensor, Tensor]:
-    """The variant without a base level: (loss, its gradient for the exemplars), the loss being the cross-entropy of the
-    cosines between the features of the validation images and the mean feature of each class's exemplars."""
-    images = exemplars.images.detach().requires_grad_()
-    everything = NetworkInput(images, exemplars.labels).and_also(fixed)
-    classes, position = everything.labels.unique(return_inverse=True)
-    members = F.one_hot(position, len(classes)).to(images)  # (n, classes)
-    means = members.T @ model.features(everything.images) / members.sum(0)[:, None]
-    with torch.no_grad():
-        features = model.features(validation.images)
-    cosines = F.normalize(features, dim=1) @ F.normalize(means, dim=1).T
-    loss = F.cross_entropy(cosines, torch.searchsorted(classes, validation.labels))
-    return loss.detach(), torch.autograd.grad(loss, images)[0]
