@@ -75,7 +75,7 @@ def make_step(args: argparse.Namespace, name: str, K: int):
     def loss(parameters, images):
         return F.cross_entropy(functional_call(model, parameters, (images,)), labels)
 
-    steps = GraphedSteps(loss, parameters, x, ()) if name == "graphed" else Steps(loss)
+    steps = GraphedSteps(loss, parameters, x, ()) if name == "graphed" else Steps(loss, parameters)
 
     def step() -> None:
         METHODS[name](steps, lambda p: loss(p, xv), parameters, x, [()] * K, [0.01] * K)
@@ -99,8 +99,8 @@ def step_seconds(args: argparse.Namespace, methods: list[str], K: int) -> dict[s
 
 
 def peak_memory(args: argparse.Namespace, name: str, K: int) -> int:
-    """Bytes that a step takes at its peak, after a small one that has loaded what any step needs."""
-    make_step(args, "ours", 1)()
+    """Bytes that a step takes at its peak, beyond what is there after one on two images, which loads the libraries."""
+    make_step(argparse.Namespace(**{**vars(args), "batch": 2}), "ours", 1)()
     step = make_step(args, name, K)
     if args.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()

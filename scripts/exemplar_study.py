@@ -4,11 +4,11 @@
     python scripts/exemplar_study.py runs --data_dir data       whole runs over six phases
     python scripts/exemplar_study.py table                      what was measured so far, as Markdown
 
-On real CIFAR-100. "one": a model is trained once on the first 10 classes; for every row exemplars are made for it, it
-is fine-tuned on nothing but these and tested on all test images of its classes: the yardstick of the method. "runs":
-phases of 10 and 5 x 2 classes, iCaRL's loss; accuracy on all classes seen after each phase. A row is a set of main.py's
-flags. Results are appended to a JSON-lines file; rows that are in it already are skipped, so that the study can be
-stopped and continued, or shared out among processes with --rows.
+On real CIFAR-100 with iCaRL's loss. "one": a model is trained once on 10 classes, then on 10 new ones and 20 random
+exemplars of each old one; for every row the exemplars of that phase are made, the model is fine-tuned on nothing but the
+exemplars and tested on the test images of all 20 classes: the yardstick of the method. "runs": phases of 10 and 5 x 2
+classes. A row is a set of main.py's flags on top of SETTINGS. Results are appended to a JSON-lines file; rows that are in
+it already are skipped, so that the study can be stopped and continued, or shared out among processes with --rows.
 """
 
 import argparse
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mnemonics import checkpoint
 from mnemonics.baselines import BASELINES
 from mnemonics.config import parse_args, resolved
+from mnemonics.data.batches import LabelledImages
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.experiment import evaluate, learn_classes, renew_exemplars, run_phase
 from mnemonics.models import make_network, restore_network
@@ -34,36 +35,35 @@ from mnemonics.runtime import environment, seed_of
 from mnemonics.setup import Experiment, State, set_up
 from mnemonics.training import finetune_on_exemplars
 
-SETTINGS = {
-    "one": "--mnemonics_steps 15 --mnemonics_lr 0.03 --mnemonics_batch_size 256 --mnemonics_optimizer sgd "
-    "--mnemonics_outer_lr 100 --mnemonics_epochs 20 --finetune_epochs 15",
-    "runs": "--mnemonics_steps 15 --mnemonics_lr 0.03 --mnemonics_batch_size 100 --mnemonics_optimizer sgd "
-    "--mnemonics_outer_lr 100 --mnemonics_epochs 10 --finetune_epochs 15",
-}
+SETTINGS = (
+    "--mnemonics_steps 15 --mnemonics_lr 0.01 --mnemonics_batch_size 128 --mnemonics_optimizer sgd "
+    "--mnemonics_outer_lr 100 --mnemonics_epochs 20 --finetune_epochs 15"
+)
 ONE = [
     "--exemplars random",
     "--exemplars herding",
+    "--no_adjust",
+    "--no_adjust --mnemonics_base joint",
     "--exemplars mnemonics",
-    "--mnemonics_outer_lr 10",
-    "--mnemonics_outer_lr 30",
-    "--mnemonics_outer_lr 300",
-    "--mnemonics_outer_lr 1000",
-    "--mnemonics_optimizer adam --mnemonics_outer_lr 0.005",
-    "--mnemonics_optimizer adam --mnemonics_outer_lr 0.02",
-    "--mnemonics_optimizer adam --mnemonics_outer_lr 0.05",
-    "--mnemonics_start herding",
-    "--mnemonics_steps 5",
-    "--mnemonics_steps 30",
-    "--mnemonics_epochs 10",
-    "--mnemonics_epochs 40",
-    "--mnemonics_augment",
+    "--no_adjust --mnemonics_outer_lr 30",
+    "--no_adjust --mnemonics_outer_lr 300",
+    "--no_adjust --mnemonics_optimizer adam --mnemonics_outer_lr 0.005",
+    "--no_adjust --mnemonics_optimizer adam --mnemonics_outer_lr 0.02",
+    "--no_adjust --mnemonics_start herding",
+    "--no_adjust --mnemonics_steps 5",
+    "--no_adjust --mnemonics_steps 30",
+    "--no_adjust --mnemonics_epochs 50",
+    "--no_adjust --mnemonics_augment",
     "--mnemonics_augment --exemplars random",
     "--mnemonics_augment --exemplars herding",
-    "--finetune_epochs 50",
+    "--no_adjust --finetune_epochs 50",
     "--finetune_epochs 50 --exemplars random",
     "--finetune_epochs 50 --exemplars herding",
-    "--mnemonics_variant unroll-fc",
-    "--mnemonics_variant class-mean",
+    "--finetune_epochs 5 --exemplars random",
+    "--finetune_epochs 5 --exemplars herding",
+    "--no_adjust --finetune_epochs 5",
+    "--no_adjust --mnemonics_variant unroll-fc",
+    "--no_adjust --mnemonics_variant class-mean",
     "--mnemonics_preset paper",
     "--mnemonics_preset paper --exemplars random",
     "--mnemonics_preset paper --exemplars herding",
@@ -97,7 +97,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     common = f"--data_dir {args.data_dir} --device {args.device} --network {args.network} --epochs {args.epochs} "
-    common += f"--nb_cl_fg 10 --nb_cl 2 --out {args.work_dir}"
+    common += f"--nb_cl_fg 10 --nb_cl {10 if args.part == 'one' else 2} --out {args.work_dir}"
     base = set_up(parse_args(common.split()))
     args.work_dir.mkdir(parents=True, exist_ok=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -106,39 +106,47 @@ def main() -> None:
     with RunLog(args.work_dir) as log:
         for seed in args.seeds:
             for row in rows:
-                key = {"part": args.part, "network": args.network, "epochs": args.epochs, "row": row, "seed": seed}
+                settings = "" if "--mnemonics_preset" in row else SETTINGS
+                key = {"part": args.part, "network": args.network, "epochs": args.epochs, "settings": settings}
+                key |= {"row": row, "seed": seed}
                 if is_done(args.out, key):
                     continue
-                settings = "" if "--mnemonics_preset" in row else SETTINGS[args.part]
                 flags = f"{common} {settings} {row} --random_seed {seed}"
                 # set_up filled in what depends on the data; the rest is the row's
                 config = dataclasses.replace(resolved(parse_args(flags.split())), nb_phases=base.config.nb_phases)
+                state = start_state(base, args.part, seed, args.work_dir, log)
                 start = time.perf_counter()
-                result = measure(dataclasses.replace(base, config=config), trained_model(base, seed, args, log), log)
+                result = measure(dataclasses.replace(base, config=config), state, log)
                 append(args.out, key | result | {"seconds": round(time.perf_counter() - start, 1),
                                                  "environment": environment(base.device)})  # fmt: skip
                 log.line(f"seed {seed}: {row}: {result}")
 
 
-def trained_model(base: Experiment, seed: int, args: argparse.Namespace, log: RunLog) -> torch.nn.Module:
-    """The model of phase 0: one for all seeds in part "one", one per seed in "runs". Trained once and kept."""
-    seed = 1993 if args.part == "one" else seed
-    path = args.work_dir / f"{args.network}_{args.epochs}_{seed}.pt"
+def start_state(base: Experiment, part: str, seed: int, work_dir: Path, log: RunLog) -> State:
+    """What the rows start from, trained once and kept: in "one" the model after the training of phase 1 and random
+    exemplars of phase 0, the same for all seeds; in "runs" the model after the training of phase 0, one per seed."""
+    seed, last_phase = (1993, 1) if part == "one" else (seed, 0)
+    path = work_dir / f"{part}_{base.config.network}_{base.config.epochs}_{seed}.pt"
     if not path.exists():
+        config = dataclasses.replace(base.config, random_seed=seed, exemplars="random")
+        experiment, baseline = dataclasses.replace(base, config=config), BASELINES["icarl"](config)
         torch.manual_seed(seed_of(seed, 0, "weights"))
-        phase, config = base.protocol.phases[0], dataclasses.replace(base.config, random_seed=seed)
-        model = make_network(args.network, phase.seen, base.device)
+        model = make_network(config.network, base.protocol.phases[0].seen, base.device)
         state = State(model, ExemplarMemory.empty(32, base.device), [])
-        experiment = dataclasses.replace(base, config=config)
-        learn_classes(experiment, BASELINES["icarl"](config), phase, base.train_data([phase]), state, log)
-        checkpoint.save(path, {"model": model.state_dict()})
-    return restore_network(args.network, checkpoint.load(path, base.device)["model"], base.device)
+        for phase in base.protocol.phases[: last_phase + 1]:
+            learn_classes(experiment, baseline, phase, base.train_data([phase]), state, log)
+            if phase.index < last_phase:
+                renew_exemplars(experiment, phase, base.train_data([phase]), state)
+        data = state.memory.data
+        checkpoint.save(path, {"model": state.model.state_dict(), "images": data.images, "labels": data.labels})
+    stored = checkpoint.load(path, base.device)
+    model = restore_network(base.config.network, stored["model"], base.device)
+    return State(model, ExemplarMemory(LabelledImages(stored["images"], stored["labels"])), [])
 
 
-def measure_one(experiment: Experiment, model: torch.nn.Module, log: RunLog) -> dict:
-    """Make exemplars for `model`, fine-tune it on them and test it: CNN accuracy before and after, in percent."""
-    phase = experiment.protocol.phases[0]
-    state = State(model, ExemplarMemory.empty(32, experiment.device), [])
+def measure_one(experiment: Experiment, state: State, log: RunLog) -> dict:
+    """Make exemplars in phase 1, fine-tune on them and test on all classes: accuracies before and after, in percent."""
+    phase = experiment.protocol.phases[1]
     *_, losses = renew_exemplars(experiment, phase, experiment.train_data([phase]), state)
     before = evaluate(experiment, phase, state, {})["accuracy"]
     draws = experiment.generator(phase, "fine-tuning")
@@ -147,13 +155,10 @@ def measure_one(experiment: Experiment, model: torch.nn.Module, log: RunLog) -> 
     return {"before": before, "after": after, "validation_loss": losses}
 
 
-def measure_run(experiment: Experiment, model: torch.nn.Module, log: RunLog) -> dict:
+def measure_run(experiment: Experiment, state: State, log: RunLog) -> dict:
     """Six phases from the trained model of phase 0: accuracies after each, in percent."""
     phases = experiment.protocol.phases[:6]
-    state, baseline = (
-        State(model, ExemplarMemory.empty(32, experiment.device), []),
-        BASELINES["icarl"](experiment.config),
-    )
+    baseline = BASELINES["icarl"](experiment.config)
     renew_exemplars(experiment, phases[0], experiment.train_data(phases[:1]), state)
     results = [evaluate(experiment, phases[0], state, {})["accuracy"]]
     for phase in phases[1:]:

@@ -12,7 +12,7 @@ from mnemonics.config import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.exemplars.bilevel import BaseLevel, BilevelSettings
 from mnemonics.exemplars.memory import ExemplarMemory
-from mnemonics.exemplars.unroll import unroll
+from mnemonics.exemplars.unroll import Steps, unroll
 from mnemonics.models import make_network
 from mnemonics.protocol import make_protocol
 from mnemonics.runtime import NonFiniteLossError
@@ -96,9 +96,11 @@ def test_finetuning_is_what_the_unroll_rehearses(augmented):
     settings = BilevelSettings(steps=9, rate=0.05, batch_size=16)  # 3 epochs of ceil(40 / 16)
     base = BaseLevel(rehearsal, settings, augment=PREP.crop_and_mirror() if augmented else None)
     draws = base.draw(labels, torch.Generator().manual_seed(5))
-    points, _ = unroll(base.steps, base.parameters, x, draws, [0.05] * 9)
+    steps = Steps(base.step_loss, base.parameters)
+    points, _ = unroll(steps, steps.layout.flatten(base.parameters), x, draws, [0.05] * 9)
+    rehearsed = steps.layout.unflatten(points[-1])
     for name, p in model.named_parameters():
-        assert torch.allclose(p, points[-1][name], atol=1e-6), name
+        assert torch.allclose(p, rehearsed[name], atol=1e-6), name
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), rehearsal.buffers(), strict=True))
 
 

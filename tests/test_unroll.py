@@ -7,6 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from mnemonics.data.augment import CropAndMirror
+from mnemonics.exemplars import unroll as unroll_module
 from mnemonics.exemplars.unroll import GraphedSteps, Steps, plain_unrolled_gradient, unroll, unrolled_gradient
 from mnemonics.models.resnet_cifar import resnet_cifar
 
@@ -48,7 +49,8 @@ class Problem:
         return F.cross_entropy(functional_call(self.model, parameters, (self.xv,)), self.yv)
 
     def arguments(self, rates):
-        return Steps(self.step_loss), self.validation_loss, self.parameters, self.x, self.draws[: len(rates)], rates
+        steps = Steps(self.step_loss, self.parameters)
+        return steps, self.validation_loss, self.parameters, self.x, self.draws[: len(rates)], rates
 
     def plain(self, rates, momentum):
         return plain_unrolled_gradient(*self.arguments(rates), momentum)
@@ -56,8 +58,11 @@ class Problem:
     def ours(self, rates, momentum):
         return unrolled_gradient(*self.arguments(rates), momentum)
 
-    def points(self, x, rates, momentum):
-        return unroll(Steps(self.step_loss), self.parameters, x, self.draws[: len(rates)], rates, momentum)[0]
+    def last(self, x, rates, momentum):
+        """θ_K by name."""
+        steps, *_ = self.arguments(rates)
+        θ = steps.layout.flatten(self.parameters)
+        return steps.layout.unflatten(unroll(steps, θ, x, self.draws[: len(rates)], rates, momentum)[0][-1])
 
 
 def relative_error(a, b):
@@ -78,6 +83,17 @@ def test_equals_the_plain_unrolled_graph(network, momentum, augmented, K):
     assert all(relative_error(ours.parameters[name], p) < 1e-10 for name, p in plain.parameters.items())
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_recomputed_segments_give_the_same_gradient(momentum, monkeypatch):
+    problem, rates = Problem(mlp, augmented=True), [0.2 / (k + 1) for k in range(10)]
+    plain = problem.plain(rates, momentum)
+    monkeypatch.setattr(unroll_module, "KEPT_POINTS", 9)
+    assert [range(10)[s] for s in unroll_module.segments_of(10)] == [range(4), range(4, 8), range(8, 10)]
+    ours = problem.ours(rates, momentum)
+    assert relative_error(ours.inputs, plain.inputs) < 1e-10
+    assert relative_error(ours.rates, plain.rates) < 1e-10
+
+
 def test_the_second_order_terms_matter():
     """Otherwise the tests above could not tell an exact gradient from a first-order one."""
     problem, rates = Problem(mlp), [0.5] * 5
@@ -94,7 +110,7 @@ def test_finite_differences(momentum):
     start, step = problem.x, 1e-5
 
     def loss_at(x, rates):
-        return problem.validation_loss(problem.points(x, rates, momentum)[-1]).item()
+        return problem.validation_loss(problem.last(x, rates, momentum)).item()
 
     slope = (loss_at(start + step * direction, rates) - loss_at(start - step * direction, rates)) / (2 * step)
     assert slope == pytest.approx((ours.inputs * direction).sum().item(), rel=1e-6)
@@ -107,14 +123,14 @@ def test_finite_differences(momentum):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_the_steps_are_those_of_torch_sgd(momentum):
     problem, rates = Problem(resnet_with_statistics), [0.1] * 6
-    points = problem.points(problem.x, rates, momentum)
+    last = problem.last(problem.x, rates, momentum)
     optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1, momentum=momentum)
     for k in range(6):
         optimizer.zero_grad()
         problem.step_loss(dict(problem.model.named_parameters()), problem.x, *problem.draws[k]).backward()
         optimizer.step()
     for name, p in problem.model.named_parameters():
-        assert relative_error(points[-1][name], p.detach()) < 1e-12
+        assert relative_error(last[name], p.detach()) < 1e-12
 
 
 def test_a_parameter_subset_leaves_the_others_where_they_are():

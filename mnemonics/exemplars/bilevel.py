@@ -93,7 +93,6 @@ class BaseLevel:
         """
         self.model, self.settings, self.fixed, self.augment = copy.deepcopy(model).eval(), settings, fixed, augment
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.steps = Steps(self.step_loss)
         self.graphed: dict[tuple[torch.Size, ...], GraphedSteps] = {}
 
     def step_loss(
@@ -150,7 +149,7 @@ class BaseLevel:
     def steps_for(self, parameters: Parameters, images: Tensor, draw: Draw) -> Steps:
         """The steps to use: with `cuda_graphs`, captured once for each set of shapes."""
         if not (self.settings.cuda_graphs and images.is_cuda):
-            return self.steps
+            return Steps(self.step_loss, parameters)
         shapes = (images.shape, *(tensor.shape for tensor in draw))
         if shapes not in self.graphed:
             self.graphed[shapes] = GraphedSteps(self.step_loss, parameters, images, draw)
@@ -163,9 +162,10 @@ class BaseLevel:
     def loss_after_steps(self, exemplars: NetworkInput, validation: NetworkInput, draws: list[Draw]) -> float:
         """V alone, after K steps on all weights whatever the variant: what the fine-tuning will do."""
         rates = [self.settings.rate] * self.settings.steps
-        points, _ = unroll(self.steps, self.parameters, exemplars.images, draws, rates)
+        steps = Steps(self.step_loss, self.parameters)
+        points, _ = unroll(steps, steps.layout.flatten(self.parameters), exemplars.images, draws, rates)
         with torch.no_grad():
-            return self.validation_loss(validation, points[-1]).item()
+            return self.validation_loss(validation, steps.layout.unflatten(points[-1])).item()
 
 
 def class_mean_gradient(

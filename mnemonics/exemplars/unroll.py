@@ -13,11 +13,16 @@ Notation (α_k: learning rates, μ: momentum, L_k: loss of step k, V: validation
                  dV/dx  <- dV/dx + (∂g_k/∂x)ᵀ ν             the mixed one, from the same backward pass
                  ν      <- μ ν
 
-The forward pass keeps only θ_k (and v_{k+1} with momentum), never a graph: K copies of the parameters, which for the
-networks of this project are far smaller than the activations of one step. The reverse pass rebuilds the graph of one
-step at a time. Differentiating through the plain unrolled graph gives the same numbers with K graphs in memory at once.
+The forward pass keeps only θ_k (and v_{k+1} with momentum), never a graph: K copies of the parameters, which are far
+smaller than the activations of one step. Of many steps even those add up, so then only every sqrt(K)-th point is kept
+and the others are computed again when the reverse pass comes by. That pass rebuilds the graph of one step at a time.
+Differentiating through the plain unrolled graph gives the same numbers with K graphs in memory at once.
+
+All parameters that the steps change are one vector θ (P,): a step is then a handful of operations however many layers
+there are, and K vectors do not scatter over the heap as thousands of small tensors would. `Layout` has their shapes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,8 +31,9 @@ from torch import Tensor
 
 Parameters = dict[str, Tensor]
 Draw = tuple[Tensor, ...]  # what differs from step to step: indices of a minibatch, its labels, crops, ...
-StepLoss = Callable[..., Tensor]  # (θ_k, x, *draw_k) -> L_k
+StepLoss = Callable[..., Tensor]  # (parameters, x, *draw_k) -> L_k
 ValidationLoss = Callable[[Parameters], Tensor]
+KEPT_POINTS = 32  # an unroll up to this long keeps every θ_k; beyond, one more forward pass is the cheaper price
 
 
 class UnrolledGradient(NamedTuple):
@@ -39,25 +45,46 @@ class UnrolledGradient(NamedTuple):
     parameters: Parameters  # θ_K
 
 
+class Layout:
+    """Names and shapes of parameters that are kept as one vector."""
+
+    def __init__(self, parameters: Parameters):
+        self.shapes = {name: p.shape for name, p in parameters.items()}
+        self.sizes = [p.numel() for p in parameters.values()]
+
+    def flatten(self, parameters: Parameters) -> Tensor:
+        """(P,), detached."""
+        return torch.cat([p.detach().reshape(-1) for p in parameters.values()])
+
+    def unflatten(self, θ: Tensor) -> Parameters:
+        """Views of θ (P,) by name; gradients flow through them."""
+        return {
+            name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), θ.split(self.sizes), strict=True)
+        }
+
+
 class Steps:
     """One step, forward and in reverse, of a loss that is a function of its arguments alone."""
 
-    def __init__(self, step_loss: StepLoss):
-        self.step_loss = step_loss
+    def __init__(self, step_loss: StepLoss, parameters: Parameters):
+        """`step_loss`: (parameters, x, *draw_k) -> scalar L_k, for parameters like `parameters`."""
+        self.step_loss, self.layout = step_loss, Layout(parameters)
 
-    def gradient(self, parameters: Parameters, inputs: Tensor, draw: Draw) -> list[Tensor]:
-        """g_k, in the order of `parameters`."""
-        θ = as_leaves(parameters)
-        return list(torch.autograd.grad(self.step_loss(θ, inputs.detach(), *draw), list(θ.values())))
+    def loss(self, θ: Tensor, inputs: Tensor, draw: Draw) -> Tensor:
+        """L_k(θ, x) for θ (P,)."""
+        return self.step_loss(self.layout.unflatten(θ), inputs, *draw)
 
-    def reverse(
-        self, parameters: Parameters, inputs: Tensor, draw: Draw, ν: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """(g_k, (∂g_k/∂θ_k)ᵀ ν, (∂g_k/∂x)ᵀ ν)."""
-        θ, x = as_leaves(parameters), inputs.detach().requires_grad_()
-        gradient = torch.autograd.grad(self.step_loss(θ, x, *draw), list(θ.values()), create_graph=True)
-        products = torch.autograd.grad(gradient, [*θ.values(), x], ν, allow_unused=True, materialize_grads=True)
-        return [g.detach() for g in gradient], list(products[:-1]), products[-1]
+    def gradient(self, θ: Tensor, inputs: Tensor, draw: Draw) -> Tensor:
+        """g_k (P,)."""
+        θ = θ.detach().requires_grad_()
+        return torch.autograd.grad(self.loss(θ, inputs.detach(), draw), θ)[0]
+
+    def reverse(self, θ: Tensor, inputs: Tensor, draw: Draw, ν: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """g_k (P,), (∂g_k/∂θ_k)ᵀ ν (P,) and (∂g_k/∂x)ᵀ ν (shape of x)."""
+        θ, x = θ.detach().requires_grad_(), inputs.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.loss(θ, x, draw), θ, create_graph=True)
+        second_order, mixed = torch.autograd.grad(gradient, [θ, x], ν, allow_unused=True, materialize_grads=True)
+        return gradient.detach(), second_order, mixed
 
 
 class GraphedSteps(Steps):
@@ -67,37 +94,34 @@ class GraphedSteps(Steps):
     """
 
     def __init__(self, step_loss: StepLoss, parameters: Parameters, inputs: Tensor, draw: Draw):
-        super().__init__(step_loss)
-        self.parameters = {name: p.detach().clone() for name, p in parameters.items()}
-        self.inputs, self.draw = inputs.detach().clone(), tuple(d.clone() for d in draw)
-        self.ν = [torch.zeros_like(p) for p in self.parameters.values()]
+        super().__init__(step_loss, parameters)
+        self.θ, self.inputs = self.layout.flatten(parameters), inputs.detach().clone()
+        self.draw, self.ν = tuple(d.clone() for d in draw), torch.zeros_like(self.θ)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # lets libraries choose their kernels and allocate before the capture
             for _ in range(3):
-                super().reverse(self.parameters, self.inputs, self.draw, self.ν)
+                super().reverse(self.θ, self.inputs, self.draw, self.ν)
         torch.cuda.current_stream().wait_stream(side)
         self.forward_graph, self.reverse_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward_graph):
-            self.forward_result = super().gradient(self.parameters, self.inputs, self.draw)
+            self.forward_result = super().gradient(self.θ, self.inputs, self.draw)
         with torch.cuda.graph(self.reverse_graph):
-            self.reverse_result = super().reverse(self.parameters, self.inputs, self.draw, self.ν)
+            self.reverse_result = super().reverse(self.θ, self.inputs, self.draw, self.ν)
 
-    def gradient(self, parameters: Parameters, inputs: Tensor, draw: Draw) -> list[Tensor]:
-        self.copy_in(parameters, inputs, draw)
+    def gradient(self, θ: Tensor, inputs: Tensor, draw: Draw) -> Tensor:
+        self.copy_in(θ, inputs, draw)
         self.forward_graph.replay()
         return self.forward_result
 
-    def reverse(
-        self, parameters: Parameters, inputs: Tensor, draw: Draw, ν: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        self.copy_in(parameters, inputs, draw)
-        torch._foreach_copy_(self.ν, ν)
+    def reverse(self, θ: Tensor, inputs: Tensor, draw: Draw, ν: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.copy_in(θ, inputs, draw)
+        self.ν.copy_(ν)
         self.reverse_graph.replay()
         return self.reverse_result
 
-    def copy_in(self, parameters: Parameters, inputs: Tensor, draw: Draw) -> None:
-        torch._foreach_copy_(list(self.parameters.values()), [p.detach() for p in parameters.values()])
+    def copy_in(self, θ: Tensor, inputs: Tensor, draw: Draw) -> None:
+        self.θ.copy_(θ)
         self.inputs.copy_(inputs.detach())
         for static, new in zip(self.draw, draw, strict=True):
             static.copy_(new)
@@ -105,26 +129,32 @@ class GraphedSteps(Steps):
 
 def unroll(
     steps: Steps,
-    parameters: Parameters,
+    θ: Tensor,
     inputs: Tensor,
     draws: Sequence[Draw],
     rates: Sequence[float],
     momentum: float = 0.0,
-) -> tuple[list[Parameters], list[list[Tensor]]]:
-    """Run the K = len(rates) SGD steps (the forward recursion above).
+    velocity: Tensor | None = None,
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Run K = len(rates) SGD steps (the forward recursion above) from θ (P,) and `velocity` (P,), by default 0.
 
     Returns:
-        ([θ_0, ..., θ_K], [v_1, ..., v_K]), all detached; without momentum the second list is empty (v_{k+1} = g_k).
+        ([θ_0, ..., θ_K], [v_0, ..., v_K]), detached; without momentum every v_k is None, as v_{k+1} = g_k then.
     """
-    points, velocities = [{name: p.detach() for name, p in parameters.items()}], []
+    points, velocities = [θ.detach()], [velocity]
     for draw, rate in zip(draws, rates, strict=True):
-        velocity = steps.gradient(points[-1], inputs, draw)
+        step = steps.gradient(points[-1], inputs, draw)
         if momentum:
-            previous = velocities[-1] if velocities else [torch.zeros_like(g) for g in velocity]
-            velocity = [momentum * v + g for v, g in zip(previous, velocity, strict=True)]
-            velocities.append(velocity)
-        points.append({name: p - rate * v for (name, p), v in zip(points[-1].items(), velocity, strict=True)})
+            step = step.clone() if velocities[-1] is None else step.add(velocities[-1], alpha=momentum)
+        points.append(points[-1].sub(step, alpha=rate))
+        velocities.append(step if momentum else None)
     return points, velocities
+
+
+def segments_of(K: int) -> list[slice]:
+    """The steps in runs whose points are kept at once: all of them up to KEPT_POINTS, else about sqrt(K) at a time."""
+    length = K if K <= KEPT_POINTS else math.ceil(math.sqrt(K))
+    return [slice(start, min(start + length, K)) for start in range(0, K, length)]
 
 
 def unrolled_gradient(
@@ -139,8 +169,8 @@ def unrolled_gradient(
     """Differentiate the validation loss after K SGD steps with respect to the inputs of those steps (Eq. 9).
 
     Args:
-        steps: `Steps(step_loss)` or, with the same meaning, `GraphedSteps`; step_loss: (θ_k, x, *draw_k) -> scalar L_k.
-        validation_loss: θ -> scalar V.
+        steps: `Steps` or, with the same meaning, `GraphedSteps`.
+        validation_loss: parameters -> scalar V.
         parameters: θ_0 by name: the weights that the steps change. Anything else the losses need is their own affair.
         inputs: x, floating point, any shape; what the gradient is wanted for.
         draws: draw_0 .. draw_{K-1}: tensors that tell the steps apart. Each is used twice, so whatever is random in a
@@ -150,22 +180,28 @@ def unrolled_gradient(
     Returns:
         V(θ_K), dV/dx, dV/dα and θ_K.
     """
-    points, velocities = unroll(steps, parameters, inputs, draws, rates, momentum)
-    leaves = as_leaves(points.pop())
-    loss = validation_loss(leaves)
-    λ = torch.autograd.grad(loss, list(leaves.values()))
-    ν = [torch.zeros_like(p) for p in λ]
-    inputs_grad, rates_grad = torch.zeros_like(inputs), [torch.zeros_like(loss)] * len(rates)
-    for k in reversed(range(len(rates))):
-        ν = [n - rates[k] * adjoint for n, adjoint in zip(ν, λ, strict=True)]
-        gradient, second_order, mixed = steps.reverse(points.pop(), inputs, draws[k], ν)
-        velocity = velocities[k] if momentum else gradient
-        rates_grad[k] = -sum((adjoint * v).sum() for adjoint, v in zip(λ, velocity, strict=True))
-        λ = [adjoint + s for adjoint, s in zip(λ, second_order, strict=True)]
-        inputs_grad += mixed
-        ν = [momentum * n for n in ν]
-    parameters = {name: p.detach() for name, p in leaves.items()}
-    return UnrolledGradient(loss.detach(), inputs_grad, torch.stack(rates_grad), parameters)
+    segments, starts = segments_of(len(rates)), []
+    points, velocities = [steps.layout.flatten(parameters)], [None]
+    for segment in segments:
+        starts.append((points[-1], velocities[-1]))
+        points, velocities = unroll(steps, points[-1], inputs, draws[segment], rates[segment], momentum, velocities[-1])
+    θ_K = points.pop().requires_grad_()
+    loss = validation_loss(steps.layout.unflatten(θ_K))
+    (λ,) = torch.autograd.grad(loss, θ_K)
+    ν, inputs_grad, rates_grad = torch.zeros_like(λ), torch.zeros_like(inputs), [torch.zeros_like(loss)] * len(rates)
+    for segment, (θ, velocity) in zip(reversed(segments), reversed(starts), strict=True):
+        if segment is not segments[-1]:  # the points of the last one are still there
+            points, velocities = unroll(steps, θ, inputs, draws[segment], rates[segment], momentum, velocity)
+            points.pop()
+        for k in reversed(range(len(rates))[segment]):
+            ν = ν.sub(λ, alpha=rates[k])
+            gradient, second_order, mixed = steps.reverse(points.pop(), inputs, draws[k], ν)
+            velocity = velocities.pop()  # v_{k+1}
+            rates_grad[k] = -λ.dot(gradient if velocity is None else velocity)
+            λ = λ + second_order
+            inputs_grad += mixed
+            ν = momentum * ν
+    return UnrolledGradient(loss.detach(), inputs_grad, torch.stack(rates_grad), steps.layout.unflatten(θ_K.detach()))
 
 
 def plain_unrolled_gradient(
@@ -180,17 +216,12 @@ def plain_unrolled_gradient(
     """The reference for `unrolled_gradient`: the same by keeping the graphs of all K steps and differentiating once."""
     x = inputs.detach().requires_grad_()
     α = torch.tensor(rates, dtype=inputs.dtype, device=inputs.device, requires_grad=True)
-    θ = as_leaves(parameters)
-    v = [torch.zeros_like(p) for p in θ.values()]
+    θ = steps.layout.flatten(parameters).requires_grad_()
+    v = torch.zeros_like(θ)
     for k, draw in enumerate(draws):
-        gradient = torch.autograd.grad(steps.step_loss(θ, x, *draw), list(θ.values()), create_graph=True)
-        v = [momentum * old + g for old, g in zip(v, gradient, strict=True)]
-        θ = {name: p - α[k] * step for (name, p), step in zip(θ.items(), v, strict=True)}
-    loss = validation_loss(θ)
+        (gradient,) = torch.autograd.grad(steps.loss(θ, x, draw), θ, create_graph=True)
+        v = momentum * v + gradient
+        θ = θ - α[k] * v
+    loss = validation_loss(steps.layout.unflatten(θ))
     inputs_grad, rates_grad = torch.autograd.grad(loss, [x, α])
-    return UnrolledGradient(loss.detach(), inputs_grad, rates_grad, {name: p.detach() for name, p in θ.items()})
-
-
-def as_leaves(parameters: Parameters) -> Parameters:
-    """Detached tensors on the same storage that require gradients."""
-    return {name: p.detach().requires_grad_() for name, p in parameters.items()}
+    return UnrolledGradient(loss.detach(), inputs_grad, rates_grad, steps.layout.unflatten(θ.detach()))
