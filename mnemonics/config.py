@@ -65,7 +65,7 @@ class ExperimentConfig:
     base_lr: float = setting(0.1, "learning rate of the model level")
     custom_momentum: float = setting(0.9, "momentum of the model level")
     custom_weight_decay: float = setting(5e-4, "weight decay of the model level")
-    train_batch_size: int = setting(128, "training batch size, fine-tuning and base level included")
+    train_batch_size: int = setting(128, "training batch size of the model level")
     eval_batch_size: int = setting(500, "batch size of evaluation and feature extraction")
     T: float = setting(2.0, "temperature of the distillation")
     beta: float = setting(0.25, "weight of the distillation")

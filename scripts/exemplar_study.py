@@ -5,10 +5,10 @@
     python scripts/exemplar_study.py table                      what was measured so far, as Markdown
 
 On real CIFAR-100 with iCaRL's loss. "one": a model is trained once on 10 classes, then on 10 new ones and 20 random
-exemplars of each old one; for every row the exemplars of that phase are made, the model is fine-tuned on nothing but the
-exemplars and tested on the test images of all 20 classes: the yardstick of the method. "runs": phases of 10 and 5 x 2
-classes. A row is a set of main.py's flags on top of SETTINGS. Results are appended to a JSON-lines file; rows that are in
-it already are skipped, so that the study can be stopped and continued, or shared out among processes with --rows.
+exemplars of each old one; for every row the exemplars of that phase are made, the model is fine-tuned on nothing but
+the exemplars and tested on the test images of all 20 classes: the yardstick of the method. "runs": phases of 10 and
+5 x 2 classes. A row is a set of main.py's flags on top of SETTINGS. Results are appended to a JSON-lines file; rows
+that are in it already are skipped, so that the study can be stopped and continued, or shared out with --rows.
 """
 
 import argparse
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="as in main.py (%(default)s)")
     parser.add_argument("--network", default="resnet8", help="as in main.py (%(default)s)")
     parser.add_argument("--epochs", type=int, default=40, help="epochs of each phase (%(default)s)")
+    parser.add_argument("--nb_protos", type=int, default=20, help="as in main.py (%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="exemplar seeds (%(default)s)")
     parser.add_argument("--rows", help="the rows to run, separated by semicolons (all)")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/study"), help="models and scratch (%(default)s)")
@@ -97,7 +98,9 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     common = f"--data_dir {args.data_dir} --device {args.device} --network {args.network} --epochs {args.epochs} "
-    common += f"--nb_cl_fg 10 --nb_cl {10 if args.part == 'one' else 2} --out {args.work_dir}"
+    common += (
+        f"--nb_protos {args.nb_protos} --nb_cl_fg 10 --nb_cl {10 if args.part == 'one' else 2} --out {args.work_dir}"
+    )
     base = set_up(parse_args(common.split()))
     args.work_dir.mkdir(parents=True, exist_ok=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,36 @@
+"""The scripts of measurements, at sizes that only show that they work."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def script(name, *arguments):
+    command = [sys.executable, f"scripts/{name}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300).stdout
+
+
+def test_benchmark_unroll_compares_time_and_memory():
+    out = script("benchmark.py", "unroll", "--network", "resnet8", "--batch", 4, "--steps", 2, 8, "--repeats", 1)
+    rows = [line.split() for line in out.splitlines() if line.split()[:1] in (["2"], ["8"])]
+    assert [row[0] for row in rows] == ["2", "8"]
+    assert all(float(cell) > 0 for row in rows for cell in row)
+    assert "peak memory at K = 8 is" in out
+
+
+def test_exemplar_study_measures_continues_and_tabulates(cifar100_mini, tmp_path):
+    out, common = tmp_path / "study.jsonl", ("--data_dir", cifar100_mini, "--epochs", 1, "--nb_protos", 2, "--seeds", 1)
+    rows = "--exemplars random; --mnemonics_epochs 1 --mnemonics_steps 2"
+    arguments = (*common, "--rows", rows, "--work_dir", tmp_path / "work", "--out", out)
+    script("exemplar_study.py", "one", *arguments)
+    results = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [r["row"] for r in results] == rows.split("; ")
+    assert results[0]["before"]["cnn"] == results[1]["before"]["cnn"]  # one model, and exemplars only matter afterwards
+    assert set(results[1]["validation_loss"]) == {"start", "optimised", "rounded"}
+    script("exemplar_study.py", "one", *arguments)
+    assert len(out.read_text().splitlines()) == 2
+    table = script("exemplar_study.py", "table", "--out", out)
+    assert "| `--exemplars random` | 1 | " + f"{results[0]['after']['cnn']:.2f}" in table
