@@ -73,7 +73,7 @@ class ExperimentConfig:
     # exemplar level (Eq. 7-10) and end-of-phase fine-tuning
     mnemonics_preset: str = setting(
         "default",
-        "where the settings below that are not given come from: default = the best affordable ones of "
+        "where the settings below that are not given come from: default = those chosen in "
         "results/exemplar_study.md; paper = the paper's",
         choices=("default", "paper"),
     )
@@ -145,10 +145,10 @@ EXEMPLAR_PRESETS = {
         "mnemonics_base": "new",
         "mnemonics_start": "random",
         "mnemonics_steps": 15,
-        "mnemonics_lr": 0.03,
-        "mnemonics_batch_size": 256,
-        "mnemonics_epochs": 30,
-        "mnemonics_outer_lr": 0.05,
+        "mnemonics_lr": 0.01,
+        "mnemonics_batch_size": 128,
+        "mnemonics_epochs": 20,
+        "mnemonics_outer_lr": 0.01,
         "mnemonics_optimizer": "adam",
         "finetune_epochs": 15,
     },

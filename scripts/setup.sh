@@ -1,5 +1,5 @@
 # Sourced by the other scripts: changes to the repository, makes .venv with the packages of requirements.txt unless it is
-# up to date, and sets PY to the Python to use. An environment that is active already and has the packages is used as it is.
+# up to date, and sets PY to its Python.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 PY=.venv/bin/python
 stamp=.venv/requirements.installed

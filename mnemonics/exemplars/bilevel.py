@@ -35,10 +35,10 @@ class BilevelSettings:
 
     variant: str = "unroll"  # or "unroll-fc" (classifier weights only), "class-mean" (no base level)
     steps: int = 15  # K
-    rate: float = 0.03  # α
-    batch_size: int = 256  # exemplars per base-level step and images per validation batch
-    epochs: int = 30  # updates of the pixels
-    pixel_rate: float = 0.05  # β, in units of the network's input, halved every fifth of the epochs
+    rate: float = 0.01  # α
+    batch_size: int = 128  # exemplars per base-level step and images per validation batch
+    epochs: int = 20  # updates of the pixels
+    pixel_rate: float = 0.01  # β, in units of the network's input, halved every fifth of the epochs
     optimizer: str = "adam"  # or "sgd"
     subsets: int = 2  # parts of the old exemplars, each adjusted on the others
     cuda_graphs: bool = False  # capture the steps as CUDA graphs
