@@ -6,7 +6,7 @@ source "$(dirname "$0")/setup.sh"
 runs=()
 for exemplars in herding mnemonics; do
     run=runs/quickstart_$exemplars
-    "$PY" main.py --dataset digits --nb_phases 5 --network resnet8 --epochs 30 --nb_protos 5 \
+    "$PY" main.py --dataset digits --nb_phases 5 --network resnet8 --epochs 30 --nb_protos 5 --mnemonics_epochs 10 \
         --exemplars "$exemplars" --out "$run"
     runs+=("$run")
 done
