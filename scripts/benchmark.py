@@ -8,7 +8,7 @@ allocated tensors on a CUDA device, of resident pages of a process of its own on
 
 import argparse
 import multiprocessing
-import resource
+import re
 import statistics
 import sys
 import time
@@ -107,15 +107,16 @@ def peak_memory(args: argparse.Namespace, name: str, K: int) -> int:
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
-    before = resident_bytes()
+    before = resident_bytes("VmRSS")
     step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return resident_bytes("VmHWM") - before
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is resident now (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+def resident_bytes(field: str) -> int:
+    """Resident memory of this process (Linux): "VmRSS" now, "VmHWM" at its peak. getrusage would not do: its peak starts
+    at that of the parent process."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status).group(1)) * 1024
 
 
 def isolated(function, *arguments):
