@@ -113,8 +113,8 @@ def peak_memory(args: argparse.Namespace, name: str, K: int) -> int:
 
 
 def resident_bytes(field: str) -> int:
-    """Resident memory of this process (Linux): "VmRSS" now, "VmHWM" at its peak. The peak that getrusage gives would not
-    do: it starts at that of the parent process."""
+    """Resident memory of this process (Linux): "VmRSS" now, "VmHWM" at its peak. The peak that getrusage gives starts
+    at that of the parent process."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(rf"{field}:\s+(\d+) kB", status).group(1)) * 1024
 

@@ -45,10 +45,10 @@ ONE = [
     "--no_adjust",
     "--no_adjust --mnemonics_base joint",
     "--exemplars mnemonics",
-    "--no_adjust --mnemonics_outer_lr 30",
+    "--no_adjust --mnemonics_outer_lr 1000",
     "--no_adjust --mnemonics_outer_lr 300",
-    "--no_adjust --mnemonics_optimizer adam --mnemonics_outer_lr 0.005",
-    "--no_adjust --mnemonics_optimizer adam --mnemonics_outer_lr 0.02",
+    "--no_adjust --mnemonics_optimizer adam --mnemonics_outer_lr 0.003",
+    "--no_adjust --mnemonics_optimizer adam --mnemonics_outer_lr 0.01",
     "--no_adjust --mnemonics_start herding",
     "--no_adjust --mnemonics_steps 5",
     "--no_adjust --mnemonics_steps 30",
@@ -56,6 +56,11 @@ ONE = [
     "--no_adjust --mnemonics_augment",
     "--mnemonics_augment --exemplars random",
     "--mnemonics_augment --exemplars herding",
+    "--mnemonics_lr 0.03 --exemplars random",
+    "--mnemonics_lr 0.03 --exemplars herding",
+    "--no_adjust --mnemonics_lr 0.03",
+    "--no_adjust --mnemonics_base joint --mnemonics_outer_lr 300",
+    "--no_adjust --mnemonics_base joint --mnemonics_optimizer adam --mnemonics_outer_lr 0.01",
     "--no_adjust --finetune_epochs 50",
     "--finetune_epochs 50 --exemplars random",
     "--finetune_epochs 50 --exemplars herding",
@@ -175,9 +180,11 @@ def markdown(results: list[dict]) -> str:
     """A table per part of the study: mean and, over several seeds, standard error of each row."""
     lines = []
     for part, column in (("one", "after"), ("runs", "average_accuracy")):
+        rows = [r for r in results if r["part"] == part]
+        if not rows:
+            continue
         lines += [f"| {part}: flags | n | CNN % | NME % | validation loss: start, optimised, rounded | minutes |"]
         lines += ["|---|---|---|---|---|---|"]
-        rows = [r for r in results if r["part"] == part]
         for row in dict.fromkeys(r["row"] for r in rows):
             same = [r for r in rows if r["row"] == row]
             accuracy = [mean_and_error([r[column][name] for r in same]) for name in ("cnn", "nme")]

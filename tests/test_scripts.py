@@ -34,3 +34,8 @@ def test_exemplar_study_measures_continues_and_tabulates(cifar100_mini, tmp_path
     assert len(out.read_text().splitlines()) == 2
     table = script("exemplar_study.py", "table", "--out", out)
     assert "| `--exemplars random` | 1 | " + f"{results[0]['after']['cnn']:.2f}" in table
+
+
+def test_the_table_of_the_study_is_that_of_its_raw_numbers():
+    table = script("exemplar_study.py", "table")
+    assert table in (ROOT / "results" / "exemplar_study.md").read_text(encoding="utf-8")
