@@ -1,6 +1,7 @@
 """What every baseline shares: growing the classifier and keeping the previous model as the teacher."""
 
 import copy
+from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
@@ -9,7 +10,7 @@ from mnemonics.models.layers import grown
 from mnemonics.protocol import Phase
 
 
-class Baseline:
+class Baseline(ABC):
     """A way of training without forgetting: a loss, and which classifier is used at test time."""
 
     headline = "cnn"  # what the paper's table shows: "cnn" (network output) or "nme" (nearest mean of exemplars)
@@ -24,6 +25,6 @@ class Baseline:
             self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
             model.classifier = grown(model.classifier, len(phase.new_labels))
 
+    @abstractmethod
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Training loss (scalar) of a batch of normalised images [n, 3, h, w] with labels int64 [n]."""
-        raise NotImplementedError
