@@ -46,11 +46,20 @@ class ExperimentConfig:
     # method
     method: str = setting(
         "mnemonics",
-        "the paper's two columns: mnemonics = --exemplars mnemonics and fine-tuning on the exemplars; "
-        "baseline = --exemplars herding --finetune_epochs 0; single flags override",
+        "the paper's two columns: mnemonics = --exemplars mnemonics --weight_transfer and fine-tuning on exemplars; "
+        "baseline = --exemplars herding --no-weight_transfer --finetune_epochs 0; single flags override",
         choices=("mnemonics", "baseline"),
     )
-    baseline: str = setting("icarl", "loss and test-time classifier", choices=("icarl", "lwf"))
+    baseline: str = setting(
+        "lucir",
+        "loss and test-time classifier; the bounds: finetune = no exemplars, joint = all data seen so far",
+        choices=("lucir", "icarl", "lwf", "bic", "finetune", "joint"),
+    )
+    weight_transfer: bool | None = setting(
+        None,
+        "from phase 1 on freeze the convolution weights and learn a factor per pair of channels (by --method)",
+        type=bool,
+    )
     exemplars: str | None = setting(
         None, "how exemplars are made (by --method)", type=str, choices=("mnemonics", "herding", "random")
     )
@@ -68,7 +77,11 @@ class ExperimentConfig:
     train_batch_size: int = setting(128, "training batch size of the model level")
     eval_batch_size: int = setting(500, "batch size of evaluation and feature extraction")
     T: float = setting(2.0, "temperature of the distillation")
-    beta: float = setting(0.25, "weight of the distillation")
+    beta: float = setting(0.25, "LwF and iCaRL: weight of the distillation")
+    lamda: float = setting(5.0, "LUCIR: weight of the less-forget loss, before its factor sqrt(old / new classes)")
+    K: int = setting(2, "LUCIR: new classes that the margin ranking loss keeps away from each exemplar")
+    dist: float = setting(0.5, "LUCIR: margin of the margin ranking loss, a difference of cosines")
+    lw_mr: float = setting(1.0, "LUCIR: weight of the margin ranking loss")
 
     # exemplar level (Eq. 7-10) and end-of-phase fine-tuning
     mnemonics_preset: str = setting(
@@ -114,6 +127,9 @@ class ExperimentConfig:
     mnemonics_augment: bool = setting(False, "crop and mirror the batches of base level and fine-tuning at random")
     mnemonics_subsets: int = setting(2, "subsets of the old exemplars, each adjusted on the others (at least 2)")
     no_adjust: bool = setting(False, "leave old exemplars as they are (skip Eq. 10)")
+    adjust_always: bool = setting(
+        False, "adjust old exemplars (Eq. 10) whatever --exemplars is: the paper's rows random and herding of table 2"
+    )
     finetune_epochs: int | None = setting(
         None,
         "epochs over the exemplars at the end of each phase from phase 1 on (by --method and preset; 0 for none)",
@@ -124,6 +140,15 @@ class ExperimentConfig:
     # running
     ncm: bool = setting(False, "also report nearest-class-mean accuracy, whose means read all training data")
     random_seed: int = setting(1993, "seed of weights, batches, augmentation and exemplar choice")
+    nb_runs: int = setting(
+        1, "repeat with seeds random_seed, random_seed + 1, ... and report mean and 95%% CI", affects_results=False
+    )
+    phase0_dir: str | None = setting(
+        None,
+        "folder of phase-0 models: one that an equal run left there is used, otherwise it is trained and left there",
+        type=str,
+        affects_results=False,
+    )
     device: str = setting("auto", "cpu, cuda, cuda:1, ... or auto: a GPU where there is one", affects_results=False)
     gpu: int | None = setting(
         None, "number of the GPU: another way to say --device cuda:N", type=int, affects_results=False
@@ -139,7 +164,11 @@ class ExperimentConfig:
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(ExperimentConfig)}
-METHODS = {"mnemonics": {"exemplars": "mnemonics"}, "baseline": {"exemplars": "herding", "finetune_epochs": 0}}
+METHODS = {
+    "mnemonics": {"exemplars": "mnemonics", "weight_transfer": True},
+    "baseline": {"exemplars": "herding", "weight_transfer": False, "finetune_epochs": 0},
+}
+BOUNDS = ("finetune", "joint")  # lower and upper: nothing of the method applies to them
 EXEMPLAR_PRESETS = {
     "default": {
         "mnemonics_base": "new",
@@ -164,7 +193,10 @@ EXEMPLAR_PRESETS = {
         "finetune_epochs": 50,
     },
 }
-NON_NEGATIVE = ("finetune_epochs", "custom_momentum", "custom_weight_decay", "beta", "gpu", "random_seed", "order_seed")
+NON_NEGATIVE = (
+    *("finetune_epochs", "custom_momentum", "custom_weight_decay", "beta", "lamda", "dist", "lw_mr"),
+    *("gpu", "random_seed", "order_seed"),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -176,8 +208,8 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     for f in FIELDS.values():
-        if f.type is bool:
-            action = argparse.BooleanOptionalAction if f.default else "store_true"
+        if f.type in (bool, bool | None):
+            action = "store_true" if f.default is False else argparse.BooleanOptionalAction
             parser.add_argument(f"--{f.name}", action=action, default=f.default, help=f.metadata["help"])
         else:
             parser.add_argument(
@@ -218,13 +250,22 @@ def check(config: ExperimentConfig) -> None:
             f"--nb_protos {config.nb_protos} and --total_memory {config.total_memory}: give one of the two, "
             "they are different experiments"
         )
+    if config.no_adjust and config.adjust_always:
+        raise UsageError("--no_adjust and --adjust_always: give one of the two")
+    if config.baseline in BOUNDS and config.finetune_epochs:
+        raise UsageError(
+            f"--finetune_epochs {config.finetune_epochs} and --baseline {config.baseline}: a bound is not fine-tuned "
+            "on exemplars; leave the flag out"
+        )
     if config.gpu is not None and config.device not in ("auto", "cuda", f"cuda:{config.gpu}"):
         raise UsageError(f"--gpu {config.gpu} contradicts --device {config.device}: give one of the two")
 
 
 def resolved(config: ExperimentConfig) -> ExperimentConfig:
-    """Fill in what depends on other settings: first from --method, then from --mnemonics_preset, then the rest."""
-    for preset in (METHODS[config.method], EXEMPLAR_PRESETS[config.mnemonics_preset]):
+    """Fill in what depends on other settings: first from --method (a bound has neither weight transfer nor
+    fine-tuning), then from --mnemonics_preset, then the rest."""
+    bound = {"weight_transfer": False, "finetune_epochs": 0} if config.baseline in BOUNDS else {}
+    for preset in (bound, METHODS[config.method], EXEMPLAR_PRESETS[config.mnemonics_preset]):
         missing = {name: value for name, value in preset.items() if getattr(config, name) is None}
         config = dataclasses.replace(config, **missing)
     rest = {"finetune_lr": config.mnemonics_lr} if config.finetune_lr is None else {}
@@ -241,7 +282,7 @@ def result_settings(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def run_name(config: ExperimentConfig) -> str:
-    """Name of the run folder, e.g. `cifar100_5phases_icarl_mnemonics_epochs2`: the four main settings and every other
+    """Name of the run folder, e.g. `cifar100_5phases_lucir_mnemonics_epochs2`: the four main settings and every other
     one that is not at its default. `config` is as the user gave it, with nb_phases filled in."""
     main = ("dataset", "nb_phases", "nb_cl_fg", "nb_cl", "baseline", "method")
     parts = [config.dataset, f"{config.nb_phases}phases", config.baseline, config.method]
@@ -249,5 +290,5 @@ def run_name(config: ExperimentConfig) -> str:
         parts.insert(2, f"from{config.nb_cl_fg}")
     for name, value in result_settings(config).items():
         if name not in main and value != FIELDS[name].default:
-            parts.append(name if value is True else f"{name}{value}")
+            parts.append(name if value is True else f"no_{name}" if value is False else f"{name}{value}")
     return "_".join(parts)

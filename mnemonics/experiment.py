@@ -1,5 +1,6 @@
 """The phase loop: Algorithm 1 of the paper."""
 
+import functools
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from mnemonics.evaluation import accuracies, class_means, features_of, predict
 from mnemonics.exemplars.bilevel import BilevelSettings, adjust_old_exemplars, optimise_new_exemplars
 from mnemonics.exemplars.memory import exemplars_per_class
 from mnemonics.exemplars.selection import herding_selection, random_selection
+from mnemonics.phase0 import trained_or_taken
 from mnemonics.protocol import Phase
 from mnemonics.runfolder import finished_results, open_run, save_phase
 from mnemonics.runlog import RunLog
@@ -44,55 +46,97 @@ def run_phase(experiment: Experiment, baseline: Baseline, phase: Phase, state: S
     """One phase of Algorithm 1; updates `state` in place."""
     config, prep, device = experiment.config, experiment.prep, experiment.device
     seconds: dict[str, float] = {}
-    new_data = experiment.train_data([phase])  # D_i
-    train_images = {"new": len(new_data), "exemplars": len(state.memory)}
+    new_data, held_out = split_off(experiment, baseline, phase)  # D_i
     with timed(seconds, "train", device):
-        learn_classes(experiment, baseline, phase, new_data, state, log)  # Eq. 6
+        facts = learn_classes(experiment, baseline, phase, new_data, state, log)  # Eq. 6
     with timed(seconds, "exemplars", device):
-        start, new, losses = renew_exemplars(experiment, phase, new_data, state)  # Eq. 9, 10
+        start, new, losses = renew_exemplars(experiment, baseline, phase, new_data, held_out, state)  # Eq. 9, 10
+        baseline.calibrate(state.model, state.held_out.data, prep)
     before = after = evaluate(experiment, phase, state, seconds)
     if config.finetune_epochs and phase.index > 0:  # after phase 0 there is no bias to remove
         with timed(seconds, "finetune", device):
             draws = experiment.generator(phase, "fine-tuning")
             finetune_on_exemplars(state.model, state.memory, prep, config, draws)
+            baseline.calibrate(state.model, state.held_out.data, prep)
         after = evaluate(experiment, phase, state, seconds)
-    state.phases.append(phase_result(phase, state, train_images, before, after, losses, seconds, device))
+    facts |= {"exemplar_validation_loss": losses} if losses else {}
+    state.phases.append(phase_result(phase, state, before, after, facts, seconds, device))
     draw_exemplars(experiment, phase, start, new)
     for name, percent in after["accuracy"].items():
         log.scalar(f"accuracy/{name}", percent, phase.index)
 
 
+def quota(experiment: Experiment, phase: Phase) -> int:
+    """How many exemplars each class may keep after `phase`."""
+    return exemplars_per_class(experiment.config, phase.seen, experiment.source.smallest_class()[1])
+
+
+def split_off(experiment: Experiment, baseline: Baseline, phase: Phase) -> tuple[LabelledImages, LabelledImages]:
+    """D_i, split into what the model level and the exemplars may use, and what the baseline holds out (often nothing):
+    random images of each class that will be stored as they are."""
+    data = experiment.train_data([phase])
+    per_class = baseline.held_out(quota(experiment, phase))
+    chosen = random_selection(data.labels, per_class, experiment.generator(phase, "held-out images"))
+    rest = torch.ones(len(data), dtype=torch.bool, device=data.labels.device)
+    rest[chosen] = False
+    return data[rest], data[chosen]
+
+
 def learn_classes(
     experiment: Experiment, baseline: Baseline, phase: Phase, new_data: LabelledImages, state: State, log: RunLog
-) -> None:
-    """Train the model of `state` on D_i and the exemplars, with the loss of the baseline (Eq. 6)."""
-    config = experiment.config
+) -> dict:
+    """Train the model of `state` on D_i and the exemplars, with the loss of the baseline (Eq. 6).
+
+    Phase 0 trains on what is held out too: nothing is calibrated there, and so all baselines have the same model.
+
+    Returns:
+        What results.json says of it.
+    """
+    config, prep = experiment.config, experiment.prep
+    if phase.index == 0:
+        new_data = experiment.train_data([phase])
+    old_data = state.memory.data if baseline.rehearses == "exemplars" else state.memory.data[:0]
+    if baseline.rehearses == "everything" and phase.index > 0:
+        old_data = experiment.train_data(list(experiment.protocol.phases[: phase.index]))
+    data, draws = new_data.and_also(old_data), experiment.generator(phase, "training")
     torch.manual_seed(seed_of(config.random_seed, phase.index, "new class weights"))
-    baseline.begin_phase(state.model, phase)
-    data, draws = new_data.and_also(state.memory.data), experiment.generator(phase, "training")
-    train_phase(state.model, baseline, phase, data, experiment.prep, config, draws, log)
+    baseline.begin_phase(state.model, phase, new_data, prep)
+    train = functools.partial(train_phase, state.model, baseline, phase, data, prep, config, draws, log)
+    shared = trained_or_taken(experiment, state.model, data, train) if phase.index == 0 else train()
+    if shared and shared["taken"]:
+        log.line(f"phase 0: model {shared['key']} of {config.phase0_dir}, trained in {shared['train_seconds']:.0f} s")
+    facts = {"train_images": {"new": len(new_data), "old": len(old_data)}}
+    return facts | ({"phase0_model": shared} if shared else {})
 
 
 def renew_exemplars(
-    experiment: Experiment, phase: Phase, new_data: LabelledImages, state: State
+    experiment: Experiment,
+    baseline: Baseline,
+    phase: Phase,
+    new_data: LabelledImages,
+    held_out: LabelledImages,
+    state: State,
 ) -> tuple[LabelledImages, LabelledImages, dict[str, float] | None]:
     """Make exemplars of the new classes (Eq. 9), adjust the old ones (Eq. 10) and put both into the memory of `state`.
+    The share of the baseline's held-out images is stored beside them.
 
     Returns:
         The real images started from, the new exemplars, and their validation losses where they were optimised.
     """
     config, prep, model = experiment.config, experiment.prep, state.model
-    quota = exemplars_per_class(config, phase.seen, experiment.source.smallest_class()[1])
-    start = new = select_exemplars(experiment, phase, model, new_data, quota)
-    old, losses = state.memory.shrunk_to(quota), None
+    per_class = quota(experiment, phase)
+    per_class_held_out = baseline.held_out(per_class)
+    state.held_out = state.held_out.shrunk_to(per_class_held_out).extended(held_out)
+    start = new = select_exemplars(experiment, phase, model, new_data, per_class - per_class_held_out)
+    old, losses = state.memory.shrunk_to(per_class - per_class_held_out), None
+    settings, augmented = BilevelSettings.of(config), config.mnemonics_augment
     if config.exemplars == "mnemonics":
-        settings, augmented = BilevelSettings.of(config), config.mnemonics_augment
         draws = experiment.generator(phase, "new exemplars")
         joint = old.data if config.mnemonics_base == "joint" else None
         new, losses = optimise_new_exemplars(model, start, new_data, prep, settings, draws, joint, augmented)
-        if not config.no_adjust:
-            draws = experiment.generator(phase, "old exemplars")
-            old = adjust_old_exemplars(model, old, prep, settings, draws, augmented)
+    if config.adjust_always or (config.exemplars == "mnemonics" and not config.no_adjust):
+        draws = experiment.generator(phase, "old exemplars")
+        old = adjust_old_exemplars(model, old, prep, settings, draws, augmented)
     state.memory = old.extended(new)
     return start, new, losses
 
@@ -112,7 +156,7 @@ def evaluate(experiment: Experiment, phase: Phase, state: State, seconds: dict[s
     """CNN, NME and, with --ncm, NCM accuracies on the test images of all classes seen; see `accuracies`."""
     config, prep, batch_size = experiment.config, experiment.prep, experiment.config.eval_batch_size
     with timed(seconds, "evaluate", experiment.device):
-        means = {"nme": class_means(state.model, state.memory.data, phase.seen, prep, batch_size)}
+        means = {"nme": class_means(state.model, state.exemplars, phase.seen, prep, batch_size)}
         if config.ncm:
             all_data = experiment.train_data(list(experiment.protocol.phases[: phase.index + 1]))
             means["ncm"] = class_means(state.model, all_data, phase.seen, prep, batch_size)
@@ -125,31 +169,29 @@ def evaluate(experiment: Experiment, phase: Phase, state: State, seconds: dict[s
 def phase_result(
     phase: Phase,
     state: State,
-    train_images: dict[str, int],
     before: dict,
     after: dict,
-    losses: dict[str, float] | None,
+    facts: dict,
     seconds: dict[str, float],
     device: torch.device,
 ) -> dict:
-    """The entry of this phase in results.json; `losses` only where exemplars were optimised."""
-    counts = state.memory.counts()
+    """The entry of this phase in results.json: `facts` and what is the same for every phase."""
+    counts = torch.bincount(state.exemplars.labels)
     both = {
         key: after[key] | {f"{name}_before_finetune": value for name, value in before[key].items()}
         for key in ("accuracy", "phase0_accuracy")
     }
-    result = {
+    return {
         "phase": phase.index,
         "classes_seen": phase.seen,
-        "train_images": train_images,
         "exemplars_per_class": {"min": int(counts.min()), "max": int(counts.max())},
-        "exemplar_bytes": state.memory.bytes,
+        "exemplar_bytes": state.exemplars.bytes,
         **both,
         "accuracy_by_phase_of_origin": after["by_origin"],
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(device),
+        **facts,
     }
-    return result | ({"exemplar_validation_loss": losses} if losses else {})
 
 
 def phase_line(result: dict) -> str:

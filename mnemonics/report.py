@@ -90,7 +90,7 @@ def results_table(results: Results) -> str:
             [
                 str(phase["phase"]),
                 str(phase["classes_seen"]),
-                f"{images['new']} + {images['exemplars']}",
+                f"{images['new']} + {images['old']}",
                 f"{kept['min']}-{kept['max']}" if kept["min"] < kept["max"] else str(kept["min"]),
                 *(percent(phase["accuracy"].get(key)) for key in columns),
                 percent(phase["phase0_accuracy"][headline]),
@@ -122,7 +122,7 @@ def definitions(results: Results) -> list[str]:
         else "without fine-tuning on the exemplars"
     )
     lines = [
-        "train images = images of the new classes + exemplars of the old ones",
+        "train images = images of the new classes + of old ones (exemplars, unless the baseline is a bound)",
         f"budget: {budget(results['config'])}",
         AVERAGE.format(phases=phases),
         FORGETTING,

@@ -46,14 +46,16 @@ def open_run(experiment: Experiment) -> State:
         refuse_other_settings(folder, json.loads(settings_file.read_text()), config)
         if checkpoint_file.exists():
             state = checkpoint.load(checkpoint_file, device)
-            data = LabelledImages(state["exemplars"]["images"], state["exemplars"]["labels"])
-            return State(restore_network(config.network, state["model"], device), ExemplarMemory(data), state["phases"])
+            model = restore_network(config.network, state["model"], device)
+            memories = [ExemplarMemory(LabelledImages(**state[name])) for name in ("exemplars", "held_out")]
+            return State(model, *memories, state["phases"])
     elif settings_file.exists():
         clear(folder)
     checkpoint.write_json(settings_file, dataclasses.asdict(config))
     torch.manual_seed(seed_of(config.random_seed, 0, "weights"))
     model = make_network(config.network, len(experiment.protocol.phases[0].class_ids), device)
-    return State(model, ExemplarMemory.empty(experiment.source.image_size, device), [])
+    empty = ExemplarMemory.empty(experiment.source.image_size, device)
+    return State(model, empty, empty, [])
 
 
 def clear(folder: Path) -> None:
@@ -79,13 +81,13 @@ def refuse_other_settings(folder: Path, stored: dict, config: ExperimentConfig) 
 
 def save_phase(experiment: Experiment, phase: Phase, state: State) -> None:
     """Write phase_<i>.pt and checkpoint.pt, from which results.json can be made again, then results.json."""
-    data = state.memory.data
     whole = {
         "settings": dataclasses.asdict(experiment.config),
         "class_order": list(experiment.protocol.order),
         "phase": phase.index,
         "model": state.model.state_dict(),
-        "exemplars": {"images": data.images, "labels": data.labels},
+        "exemplars": vars(state.memory.data),
+        "held_out": vars(state.held_out.data),
     }
     checkpoint.save(experiment.folder / f"phase_{phase.index}.pt", whole)
     checkpoint.save(experiment.folder / "checkpoint.pt", whole | {"phases": state.phases})

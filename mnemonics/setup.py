@@ -48,7 +48,13 @@ class State:
 
     model: nn.Module
     memory: ExemplarMemory
+    held_out: ExemplarMemory  # exemplars that are kept away from all training, for `Baseline.calibrate`
     phases: list[dict]  # the "phases" of results.json
+
+    @property
+    def exemplars(self) -> LabelledImages:
+        """All that is stored of old classes: what the budget limits."""
+        return self.memory.data.and_also(self.held_out.data)
 
 
 def set_up(user: ExperimentConfig) -> Experiment:
@@ -79,7 +85,8 @@ def announcement(experiment: Experiment, state: State) -> list[str]:
         f"{source.name}: {source.num_classes} classes, {len(source.train_images)} training and "
         f"{len(source.test_images)} test images; phases: {config.nb_cl_fg} classes, then {config.nb_phases} x "
         f"{config.nb_cl}",
-        f"{config.baseline}, {config.exemplars} exemplars ({budget}), {config.network} on {experiment.device}; "
+        f"{config.baseline}, {config.exemplars} exemplars ({budget}), weight transfer "
+        f"{'on' if config.weight_transfer else 'off'}, {config.network} on {experiment.device}; "
         f"run folder {experiment.folder}",
     ]
     if state.phases:

@@ -34,7 +34,7 @@ def train_phase(
         NonFiniteLossError: when the loss of an epoch is NaN or infinite.
     """
     optimizer = torch.optim.SGD(
-        (p for p in model.parameters() if p.requires_grad),
+        baseline.parameters(model),
         config.base_lr,
         momentum=config.custom_momentum,
         weight_decay=config.custom_weight_decay,
@@ -74,7 +74,7 @@ def train_epoch(
     total = torch.zeros((), device=data.labels.device)  # summed on the device: reading it each step would stall a GPU
     for step, batch in enumerate(shuffled_batches(data, config.train_batch_size, generator)):
         loss = baseline.loss(model, prep.augmented(batch.images, generator), batch.labels)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)  # also what is not optimised but has a gradient
         loss.backward()
         optimizer.step()
         total += loss.detach() * len(batch)

@@ -4,11 +4,12 @@
     python scripts/exemplar_study.py runs --data_dir data       whole runs over six phases
     python scripts/exemplar_study.py table                      what was measured so far, as Markdown
 
-On real CIFAR-100 with iCaRL's loss. "one": a model is trained once on 10 classes, then on 10 new ones and 20 random
-exemplars of each old one; for every row the exemplars of that phase are made, the model is fine-tuned on nothing but
-the exemplars and tested on the test images of all 20 classes: the yardstick of the method. "runs": phases of 10 and
-5 x 2 classes. A row is a set of main.py's flags on top of SETTINGS. Results are appended to a JSON-lines file; rows
-that are in it already are skipped, so that the study can be stopped and continued, or shared out with --rows.
+On real CIFAR-100, by default with iCaRL's loss (--flags). "one": a model is trained once on 10 classes, then on 10 new
+ones and 20 random exemplars of each old one; for every row the exemplars of that phase are made, the model is
+fine-tuned on nothing but the exemplars and tested on the test images of all 20 classes: the yardstick of the method.
+"runs": phases of 10 and 5 x 2 classes. A row is a set of main.py's flags on top of SETTINGS. Results are appended to a
+JSON-lines file; rows that are in it already are skipped, so that the study can be stopped and continued, or shared out
+with --rows.
 """
 
 import argparse
@@ -28,13 +29,14 @@ from mnemonics.baselines import BASELINES
 from mnemonics.config import parse_args, resolved
 from mnemonics.data.batches import LabelledImages
 from mnemonics.exemplars.memory import ExemplarMemory
-from mnemonics.experiment import evaluate, learn_classes, renew_exemplars, run_phase
+from mnemonics.experiment import evaluate, learn_classes, renew_exemplars, run_phase, split_off
 from mnemonics.models import make_network, restore_network
 from mnemonics.runlog import RunLog
 from mnemonics.runtime import environment, seed_of
 from mnemonics.setup import Experiment, State, set_up
 from mnemonics.training import finetune_on_exemplars
 
+FLAGS = "--baseline icarl --no-weight_transfer"  # of results without the field "flags"
 SETTINGS = (
     "--mnemonics_steps 15 --mnemonics_lr 0.01 --mnemonics_batch_size 128 --mnemonics_optimizer sgd "
     "--mnemonics_outer_lr 100 --mnemonics_epochs 20 --finetune_epochs 15"
@@ -95,6 +97,7 @@ def main() -> None:
     parser.add_argument("--rows", help="the rows to run, separated by semicolons (all)")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/study"), help="models and scratch (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results/exemplar_study.jsonl"), help="results (%(default)s)")
+    parser.add_argument("--flags", default=FLAGS, help="flags of main.py for all rows (%(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
     args = parser.parse_args()
     if args.part == "table":
@@ -103,9 +106,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     common = f"--data_dir {args.data_dir} --device {args.device} --network {args.network} --epochs {args.epochs} "
-    common += (
-        f"--nb_protos {args.nb_protos} --nb_cl_fg 10 --nb_cl {10 if args.part == 'one' else 2} --out {args.work_dir}"
-    )
+    common += f"--nb_protos {args.nb_protos} --nb_cl_fg 10 --nb_cl {10 if args.part == 'one' else 2} {args.flags} "
+    common += f"--out {args.work_dir}"
     base = set_up(parse_args(common.split()))
     args.work_dir.mkdir(parents=True, exist_ok=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -114,9 +116,9 @@ def main() -> None:
     with RunLog(args.work_dir) as log:
         for seed in args.seeds:
             for row in rows:
-                settings = "" if "--mnemonics_preset" in row else SETTINGS
-                key = {"part": args.part, "network": args.network, "epochs": args.epochs, "settings": settings}
-                key |= {"row": row, "seed": seed}
+                settings = "" if args.part == "runs" or "--mnemonics_preset" in row else SETTINGS
+                key = {"part": args.part, "network": args.network, "epochs": args.epochs, "flags": args.flags}
+                key |= {"settings": settings, "row": row, "seed": seed}
                 if is_done(args.out, key):
                     continue
                 flags = f"{common} {settings} {row} --random_seed {seed}"
@@ -134,28 +136,30 @@ def start_state(base: Experiment, part: str, seed: int, work_dir: Path, log: Run
     """What the rows start from, trained once and kept: in "one" the model after the training of phase 1 and random
     exemplars of phase 0, the same for all seeds; in "runs" the model after the training of phase 0, one per seed."""
     seed, last_phase = (1993, 1) if part == "one" else (seed, 0)
-    path = work_dir / f"{part}_{base.config.network}_{base.config.epochs}_{seed}.pt"
+    config = dataclasses.replace(base.config, random_seed=seed, exemplars="random")
+    name = f"{config.baseline}_{config.weight_transfer}" if part == "one" else "phase0"
+    path = work_dir / f"{part}_{config.network}_{config.epochs}_{name}_{seed}.pt"
+    empty = ExemplarMemory.empty(base.source.image_size, base.device)
     if not path.exists():
-        config = dataclasses.replace(base.config, random_seed=seed, exemplars="random")
-        experiment, baseline = dataclasses.replace(base, config=config), BASELINES["icarl"](config)
+        experiment, baseline = dataclasses.replace(base, config=config), BASELINES[config.baseline](config)
         torch.manual_seed(seed_of(seed, 0, "weights"))
         model = make_network(config.network, base.protocol.phases[0].seen, base.device)
-        state = State(model, ExemplarMemory.empty(32, base.device), [])
+        state = State(model, empty, empty, [])
         for phase in base.protocol.phases[: last_phase + 1]:
-            learn_classes(experiment, baseline, phase, base.train_data([phase]), state, log)
+            new_data, held_out = split_off(experiment, baseline, phase)
+            learn_classes(experiment, baseline, phase, new_data, state, log)
             if phase.index < last_phase:
-                renew_exemplars(experiment, phase, base.train_data([phase]), state)
-        data = state.memory.data
-        checkpoint.save(path, {"model": state.model.state_dict(), "images": data.images, "labels": data.labels})
+                renew_exemplars(experiment, baseline, phase, new_data, held_out, state)
+        checkpoint.save(path, {"model": state.model.state_dict(), "exemplars": vars(state.memory.data)})
     stored = checkpoint.load(path, base.device)
     model = restore_network(base.config.network, stored["model"], base.device)
-    return State(model, ExemplarMemory(LabelledImages(stored["images"], stored["labels"])), [])
+    return State(model, ExemplarMemory(LabelledImages(**stored["exemplars"])), empty, [])
 
 
 def measure_one(experiment: Experiment, state: State, log: RunLog) -> dict:
     """Make exemplars in phase 1, fine-tune on them and test on all classes: accuracies before and after, in percent."""
-    phase = experiment.protocol.phases[1]
-    *_, losses = renew_exemplars(experiment, phase, experiment.train_data([phase]), state)
+    phase, baseline = experiment.protocol.phases[1], BASELINES[experiment.config.baseline](experiment.config)
+    *_, losses = renew_exemplars(experiment, baseline, phase, *split_off(experiment, baseline, phase), state)
     before = evaluate(experiment, phase, state, {})["accuracy"]
     draws = experiment.generator(phase, "fine-tuning")
     finetune_on_exemplars(state.model, state.memory, experiment.prep, experiment.config, draws)
@@ -166,8 +170,8 @@ def measure_one(experiment: Experiment, state: State, log: RunLog) -> dict:
 def measure_run(experiment: Experiment, state: State, log: RunLog) -> dict:
     """Six phases from the trained model of phase 0: accuracies after each, in percent."""
     phases = experiment.protocol.phases[:6]
-    baseline = BASELINES["icarl"](experiment.config)
-    renew_exemplars(experiment, phases[0], experiment.train_data(phases[:1]), state)
+    baseline = BASELINES[experiment.config.baseline](experiment.config)
+    renew_exemplars(experiment, baseline, phases[0], *split_off(experiment, baseline, phases[0]), state)
     results = [evaluate(experiment, phases[0], state, {})["accuracy"]]
     for phase in phases[1:]:
         run_phase(experiment, baseline, phase, state, log)
@@ -185,13 +189,16 @@ def markdown(results: list[dict]) -> str:
             continue
         lines += [f"| {part}: flags | n | CNN % | NME % | validation loss: start, optimised, rounded | minutes |"]
         lines += ["|---|---|---|---|---|---|"]
-        for row in dict.fromkeys(r["row"] for r in rows):
-            same = [r for r in rows if r["row"] == row]
+        for flags, row in dict.fromkeys((r.get("flags", FLAGS), r["row"]) for r in rows):
+            same = [r for r in rows if (r.get("flags", FLAGS), r["row"]) == (flags, row)]
             accuracy = [mean_and_error([r[column][name] for r in same]) for name in ("cnn", "nme")]
             losses = [r["validation_loss"] for r in same if r.get("validation_loss")]
             shown = [f"{statistics.mean(x[name] for x in losses):.3f}" for name in losses[0]] if losses else ["-"]
             minutes = statistics.mean(r["seconds"] for r in same) / 60
-            lines.append(f"| `{row}` | {len(same)} | {' | '.join(accuracy)} | {', '.join(shown)} | {minutes:.1f} |")
+            shown_row = row if flags == FLAGS else f"{flags} {row}"
+            lines.append(
+                f"| `{shown_row}` | {len(same)} | {' | '.join(accuracy)} | {', '.join(shown)} | {minutes:.1f} |"
+            )
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -204,7 +211,7 @@ def mean_and_error(values: list[float]) -> str:
 
 def is_done(path: Path, key: dict) -> bool:
     lines = path.read_text().splitlines() if path.exists() else []
-    return any(key.items() <= json.loads(line).items() for line in lines)
+    return any(key.items() <= ({"flags": FLAGS} | json.loads(line)).items() for line in lines)
 
 
 def append(path: Path, result: dict) -> None:

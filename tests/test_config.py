@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mnemonics.config import FIELDS, ExperimentConfig, UsageError, build_parser, parse_args, resolved, run_name
+from mnemonics.config import BOUNDS, FIELDS, ExperimentConfig, UsageError, build_parser, parse_args, resolved, run_name
 
 
 def test_every_field_is_a_flag_with_help_and_its_default():
@@ -28,6 +28,9 @@ def test_method_is_a_preset_that_single_flags_override():
     assert mnemonics.exemplars == "mnemonics"
     assert mnemonics.finetune_epochs > 0
     assert (baseline.exemplars, baseline.finetune_epochs) == ("herding", 0)
+    assert (mnemonics.weight_transfer, baseline.weight_transfer) == (True, False)
+    assert resolved(parse_args("--method baseline --weight_transfer".split())).weight_transfer is True
+    assert resolved(parse_args("--no-weight_transfer".split())).weight_transfer is False
     mixed = resolved(parse_args("--method mnemonics --exemplars random --finetune_epochs 0".split()))
     assert (mixed.exemplars, mixed.finetune_epochs) == ("random", 0)
     assert mixed.nb_protos == 20
@@ -42,6 +45,12 @@ def test_preset_paper_is_what_the_paper_says():
     assert resolved(parse_args("--method baseline --mnemonics_preset paper".split())).finetune_epochs == 0
 
 
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_nothing_of_the_method_applies_to_a_bound_unasked(bound):
+    config = resolved(parse_args(["--baseline", bound]))
+    assert (config.weight_transfer, config.finetune_epochs) == (False, 0)
+
+
 def test_no_setting_is_left_open():
     settled = dataclasses.asdict(resolved(ExperimentConfig(nb_phases=5, nb_cl_fg=50, nb_cl=10)))
     assert {name for name, value in settled.items() if value is None} == {
@@ -49,6 +58,7 @@ def test_no_setting_is_left_open():
         "total_memory",
         "gpu",
         "out",
+        "phase0_dir",
     }
 
 
@@ -67,6 +77,8 @@ def test_finetuning_rate_follows_the_base_level():
         ("--nb_protos 0", ["--nb_protos 0"]),
         ("--nb_protos 20 --total_memory 2000", ["--nb_protos 20", "--total_memory 2000", "one of the two"]),
         ("--mnemonics_subsets 1", ["--mnemonics_subsets 1", "at least 2", "--no_adjust"]),
+        ("--no_adjust --adjust_always", ["--no_adjust", "--adjust_always", "one of the two"]),
+        ("--baseline joint --finetune_epochs 3", ["--finetune_epochs 3", "--baseline joint"]),
         ("--gpu 1 --device cpu", ["--gpu 1", "--device cpu", "one of the two"]),
     ],
 )
@@ -86,9 +98,11 @@ def test_abbreviated_flags_are_unknown(capsys):
 
 def test_run_names_tell_settings_apart():
     base = ExperimentConfig(nb_phases=5)
-    assert run_name(base) == "cifar100_5phases_icarl_mnemonics"
-    assert run_name(dataclasses.replace(base, epochs=2, method="baseline")) == "cifar100_5phases_icarl_baseline_epochs2"
-    assert run_name(dataclasses.replace(base, nb_cl_fg=40)) == "cifar100_5phases_from40_icarl_mnemonics"
+    assert run_name(base) == "cifar100_5phases_lucir_mnemonics"
+    assert run_name(dataclasses.replace(base, epochs=2, method="baseline")) == "cifar100_5phases_lucir_baseline_epochs2"
+    assert run_name(dataclasses.replace(base, nb_cl_fg=40)) == "cifar100_5phases_from40_lucir_mnemonics"
     assert run_name(dataclasses.replace(base, ncm=True)).endswith("_ncm")
+    assert run_name(dataclasses.replace(base, weight_transfer=False)).endswith("_no_weight_transfer")
+    assert run_name(dataclasses.replace(base, weight_transfer=True)).endswith("mnemonics_weight_transfer")
     same = dataclasses.replace(base, data_dir="/elsewhere", device="cpu", resume=False)
     assert run_name(same) == run_name(base)

@@ -75,13 +75,14 @@ def test_results_hold_what_was_measured(mnemonics_run):
     results = json.loads((folder / "results.json").read_text())
     assert results["config"]["exemplars"] == "mnemonics"
     assert results["config"]["nb_cl_fg"] == 5
-    assert results["headline"] == "nme"
+    assert (results["headline"], results["config"]["baseline"]) == ("cnn", "lucir")
+    assert results["config"]["weight_transfer"] is True
     assert len(results["class_order_sha256"]) == 64
     assert {"torch", "device", "cpu_count", "commit", "command"} <= set(results["environment"])
     last = results["phases"][-1]
     assert last["exemplars_per_class"] == {"min": 4, "max": 4}
     assert last["exemplar_bytes"] == 10 * 4 * 3 * 16 * 16
-    assert last["train_images"]["exemplars"] == 9 * 4
+    assert last["train_images"]["old"] == 9 * 4
     keys = {"cnn", "nme", "cnn_before_finetune", "nme_before_finetune"}
     assert set(last["accuracy"]) == set(last["phase0_accuracy"]) == keys
     assert last["accuracy"] != {k: last["accuracy"][k.removesuffix("_before_finetune")] for k in keys}
@@ -181,10 +182,14 @@ def test_ncm_only_on_request(tmp_path):
         assert {k: v for k, v in a["accuracy"].items() if not k.startswith("ncm")} == b["accuracy"]
 
 
-@pytest.mark.parametrize("exemplar_method", ["mnemonics", "herding", "random"])
-def test_images_of_other_classes_are_never_read(tmp_path, monkeypatch, exemplar_method):
+@pytest.mark.parametrize(
+    ("exemplar_method", "baseline"),
+    [("mnemonics", "lucir"), ("herding", "lwf"), ("random", "bic"), ("herding", "finetune")],
+)
+def test_images_of_other_classes_are_never_read(tmp_path, monkeypatch, exemplar_method, baseline):
     """In each phase every training image that is not of that phase's classes is noise: the numbers stay the same."""
-    arguments = ("--exemplars", exemplar_method, "--baseline", "lwf")
+    arguments = ("--exemplars", exemplar_method, "--baseline", baseline)
+    arguments += ("--finetune_epochs", 0) if baseline == "finetune" else ()
     reference = run(tmp_path / "reference", *arguments)
     run_phase = experiment.run_phase
 
@@ -225,14 +230,17 @@ def test_optimised_exemplars_are_not_training_images_and_old_ones_are_adjusted(m
     assert torch.equal(newer[: len(older)], older)
 
 
-def test_fixed_total_memory(tmp_path):
+@pytest.mark.parametrize("baseline", ["lucir", "bic"])
+def test_fixed_total_memory(tmp_path, baseline):
     arguments = [a for a in TINY if a not in ("--nb_protos", "4")]
-    experiment.run(parse_args([*arguments, "--out", str(tmp_path / "run"), "--total_memory", "60"]))
+    arguments += ["--baseline", baseline, "--out", str(tmp_path / "run"), "--total_memory", "60"]
+    experiment.run(parse_args(arguments))
     phases = json.loads((tmp_path / "run" / "results.json").read_text())["phases"]
     assert [p["exemplars_per_class"] for p in phases] == [{"min": n, "max": n} for n in (12, 10, 8, 7, 6, 6)]
     assert all(p["exemplar_bytes"] <= 60 * 3 * 16 * 16 for p in phases)
-    old, _ = exemplars(tmp_path / "run", 1)
-    assert len(old) == 60
+    state = checkpoint.load(tmp_path / "run" / "phase_1.pt", torch.device("cpu"))
+    stored = {name: len(state[name]["labels"]) for name in ("exemplars", "held_out")}
+    assert stored == {"exemplars": 54, "held_out": 6} if baseline == "bic" else {"exemplars": 60, "held_out": 0}
 
 
 def test_other_phase_sizes(tmp_path):
@@ -244,7 +252,8 @@ def test_other_phase_sizes(tmp_path):
 
 def test_learning_happens(tmp_path):
     """Not a toy result: after 12 epochs a ResNet-8 reads most digits, and iCaRL keeps what it learned."""
-    results = run(tmp_path / "run", "--method", "baseline", "--epochs", 12, "--nb_protos", 20)
+    results = run(tmp_path / "run", "--method", "baseline", "--baseline", "icarl", "--epochs", 12,
+                  "--nb_protos", 20)  # fmt: skip
     assert results["phases"][0]["accuracy"]["cnn"] > 90
     assert results["phases"][-1]["accuracy"]["nme"] > 80
 
@@ -259,7 +268,7 @@ def test_cifar100_subset(cifar100_mini, tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["class_order"][:5] == [68, 56, 78, 8, 23]
     assert [p["train_images"] for p in results["phases"]] == [
-        {"new": 500, "exemplars": 0}, *({"new": 100, "exemplars": 4 * n} for n in (50, 60, 70, 80, 90))]  # fmt: skip
+        {"new": 500, "old": 0}, *({"new": 100, "old": 4 * n} for n in (50, 60, 70, 80, 90))]  # fmt: skip
     images, labels = exemplars(tmp_path / "run", 5)
     assert torch.bincount(labels).tolist() == [4] * 100
     source = load_source(ExperimentConfig(dataset="cifar100", data_dir=str(cifar100_mini)))
@@ -299,7 +308,7 @@ def test_a_folder_with_other_settings_is_refused(mnemonics_run):
     assert process.returncode == 2
     assert process.stderr.count("\n") == 1
     assert "--epochs 2 there, 7 now" in process.stderr
-    assert "--baseline icarl there, lwf now" in process.stderr
+    assert "--baseline lucir there, lwf now" in process.stderr
 
 
 def test_a_diverging_run_ends_in_one_line_and_status_1(tmp_path):

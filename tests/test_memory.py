@@ -27,7 +27,7 @@ def test_extend_and_shrink_keep_the_first_of_each_class():
 
 def test_bytes_are_those_of_real_images():
     memory = ExemplarMemory.empty(32, CPU).extended(labelled([0] * 20, 32))
-    assert memory.bytes == 20 * 3 * 32 * 32
+    assert memory.data.bytes == 20 * 3 * 32 * 32
 
 
 def test_memory_refuses_floats_and_classes_it_has():

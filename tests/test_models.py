@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from mnemonics.models import make_network, restore_network
-from mnemonics.models.layers import CosineLinear, SplitCosineLinear, conv_bn, grown
+from mnemonics.models.layers import (
+    BiasCorrected,
+    CosineLinear,
+    ScaledConv2d,
+    SplitCosineLinear,
+    conv_bn,
+    grown,
+    use_weight_transfer,
+)
 from mnemonics.models.resnet_cifar import DEPTHS, resnet_cifar
 
 CPU = torch.device("cpu")
@@ -113,3 +121,78 @@ def test_forward_is_classifier_of_features():
     model, x = resnet_cifar("resnet8", 5).eval(), torch.randn(2, 3, 16, 16)
     expected = model.classifier.sigma * F.normalize(model.features(x)) @ F.normalize(model.classifier.weight).T
     assert torch.allclose(model(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_weight_transfer_starts_as_the_network_it_was(training):
+    torch.manual_seed(0)
+    model, x = make_network("resnet8", 5, CPU).train(training), torch.randn(3, 3, 16, 16)
+    scaled = copy.deepcopy(model)
+    use_weight_transfer(scaled)
+    assert torch.equal(scaled(x), model(x))
+    convolutions = [m for m in scaled.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 9
+    assert all(isinstance(m, ScaledConv2d) for m in convolutions)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_weight_transfer_scales_channel_pairs_and_trains_nothing_else_of_a_convolution(training):
+    conv, bn = nn.Conv2d(2, 3, 3, 2, padding=1, bias=False), nn.BatchNorm2d(3).train(training)
+    scaled, x = ScaledConv2d.of(conv), torch.randn(4, 2, 5, 5)
+    assert scaled.factor.shape == (3, 2, 1, 1)
+    assert [name for name, p in scaled.named_parameters() if p.requires_grad] == ["factor"]
+    nn.init.normal_(scaled.factor)
+    by_hand = copy.deepcopy(conv)
+    with torch.no_grad():
+        for out in range(3):
+            for channel in range(2):
+                by_hand.weight[out, channel] *= scaled.factor[out, channel, 0, 0]
+    assert torch.allclose(scaled(x), by_hand(x), atol=1e-6)
+    assert torch.allclose(conv_bn(x, scaled, bn), conv_bn(x, by_hand, bn), atol=1e-5)
+    conv_bn(x, scaled, bn).square().sum().backward()
+    assert scaled.factor.grad.abs().sum() > 0
+    assert scaled.weight.grad is None
+
+
+def test_weight_transfer_carries_on_from_phase_to_phase():
+    model = make_network("resnet8", 5, CPU)
+    use_weight_transfer(model)
+    nn.init.constant_(model.conv1.factor, 3.0)
+    use_weight_transfer(model)
+    assert (model.conv1.factor == 3).all()
+    assert type(model.conv1) is ScaledConv2d
+
+
+def test_bias_correction_scales_and_shifts_the_logits_of_a_phase():
+    corrected, x = BiasCorrected(grown(CosineLinear(4, 3), 2)), torch.randn(6, 4)
+    plain = corrected.classifier(x)
+    assert torch.equal(corrected(x), plain)
+    corrected.scale[3:], corrected.shift[3:] = 2.0, -1.0
+    assert torch.allclose(corrected(x), torch.cat([plain[:, :3], 2 * plain[:, 3:] - 1], dim=1))
+    later = grown(corrected, 1)
+    assert torch.allclose(later(x)[:, :5], corrected(x))
+    assert later.scale.tolist() == [1, 1, 1, 2, 2, 1]
+    assert later.shift.tolist() == [0, 0, 0, -1, -1, 0]
+    assert {name for name, _ in later.named_parameters()} == {
+        f"classifier.{n}" for n in ("old_weight", "new_weight", "sigma")
+    }
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("corrected", [True, False])
+@pytest.mark.parametrize("phases", [0, 2])
+def test_every_network_is_restored_from_its_weights(scaled, corrected, phases):
+    torch.manual_seed(1)
+    model, x = make_network("resnet8", 4, CPU).eval(), torch.randn(2, 3, 16, 16)
+    if corrected:
+        model.classifier = BiasCorrected(model.classifier)
+        nn.init.uniform_(model.classifier.scale)
+    for _ in range(phases):
+        model.classifier = grown(model.classifier, 3)
+    if scaled:
+        use_weight_transfer(model)
+        nn.init.uniform_(model.conv1.factor)
+    restored = restore_network("resnet8", model.state_dict(), CPU).eval()
+    assert torch.equal(restored(x), model(x))
+    trainable = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (model, restored)]
+    assert trainable[0] == trainable[1]

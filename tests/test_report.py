@@ -35,7 +35,7 @@ def make_phase(phase, seen, new, old, kept, accuracy, phase0, seconds):
     return {
         "phase": phase,
         "classes_seen": seen,
-        "train_images": {"new": new, "exemplars": old},
+        "train_images": {"new": new, "old": old},
         "exemplars_per_class": {"min": kept[0], "max": kept[1]},
         "exemplar_bytes": 768 * seen * kept[0],
         "accuracy": accuracy,

@@ -6,25 +6,44 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from mnemonics.config import ExperimentConfig
-from mnemonics.models.layers import grown
+from mnemonics.data.batches import LabelledImages, Preprocessing
+from mnemonics.models.layers import grown, use_weight_transfer
 from mnemonics.protocol import Phase
 
 
 class Baseline(ABC):
-    """A way of training without forgetting: a loss, and which classifier is used at test time."""
+    """A way of training without forgetting: a loss, and which classifier is used at test time.
+
+    Most baselines consist of the loss alone; the other methods are the places where some of them do more.
+    """
 
     headline = "cnn"  # what the paper's table shows: "cnn" (network output) or "nme" (nearest mean of exemplars)
+    rehearses = "exemplars"  # what it trains on beside D_i: "exemplars", "nothing" or "everything" of earlier phases
 
     def __init__(self, config: ExperimentConfig):
         self.config = config
         self.teacher: nn.Module | None = None
 
-    def begin_phase(self, model: nn.Module, phase: Phase) -> None:
-        """From phase 1 on: freeze a copy of `model` as the teacher, then add the new classes to its classifier."""
+    def begin_phase(self, model: nn.Module, phase: Phase, new_data: LabelledImages, prep: Preprocessing) -> None:
+        """From phase 1 on: freeze a copy of `model` as the teacher, then add the new classes to its classifier and,
+        with --weight_transfer, factors to its convolutions. `new_data` is what `model` will be trained on."""
         if phase.index > 0:
             self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
             model.classifier = grown(model.classifier, len(phase.new_labels))
+            if self.config.weight_transfer:
+                use_weight_transfer(model)
+
+    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """What the model level trains."""
+        return [p for p in model.parameters() if p.requires_grad]
 
     @abstractmethod
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Training loss (scalar) of a batch of normalised images [n, 3, h, w] with labels int64 [n]."""
+
+    def held_out(self, quota: int) -> int:
+        """How many of the `quota` exemplars of a class are kept away from training, for `calibrate`."""
+        return 0
+
+    def calibrate(self, model: nn.Module, held_out: LabelledImages, prep: Preprocessing) -> None:  # noqa: B027
+        """Correct `model` in place by means of exemplars that it was not trained on (stage 2 of BiC)."""

@@ -61,8 +61,15 @@ class LabelledImages:
     def __getitem__(self, index: Tensor | slice) -> "LabelledImages":
         return LabelledImages(self.images[index], self.labels[index])
 
+    @property
+    def bytes(self) -> int:
+        """Size of the pixels in bytes."""
+        return self.images.numel() * self.images.element_size()
+
     def and_also(self, other: "LabelledImages") -> "LabelledImages":
         """These images followed by those of `other`."""
+        if len(other) == 0:
+            return self
         return LabelledImages(torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]))
 
 

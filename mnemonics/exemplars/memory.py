@@ -31,11 +31,6 @@ class ExemplarMemory:
     def __len__(self) -> int:
         return len(self.data)
 
-    @property
-    def bytes(self) -> int:
-        """Size of the stored pixels in bytes."""
-        return self.data.images.numel() * self.data.images.element_size()
-
     def counts(self) -> Tensor:
         """Exemplars of each label, int64 [highest label + 1]."""
         return torch.bincount(self.data.labels)

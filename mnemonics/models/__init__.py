@@ -1,9 +1,9 @@
 """Networks by the name that --network takes."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mnemonics.models.layers import SplitCosineLinear
+from mnemonics.models.layers import BiasCorrected, SplitCosineLinear, use_weight_transfer
 from mnemonics.models.resnet_cifar import CifarResNet, resnet_cifar
 
 
@@ -12,13 +12,19 @@ def make_network(name: str, num_classes: int, device: torch.device) -> CifarResN
     return resnet_cifar(name, num_classes).to(device, memory_format=torch.channels_last)
 
 
-def restore_network(name: str, weights: dict[str, torch.Tensor], device: torch.device) -> nn.Module:
-    """The network `name` with the weights of a checkpoint, whose keys say which classifier it had."""
-    if "classifier.weight" in weights:
-        model = make_network(name, len(weights["classifier.weight"]), device)
-    else:
-        old, new = weights["classifier.old_weight"], weights["classifier.new_weight"]
-        model = make_network(name, len(old), device)
+def restore_network(name: str, weights: dict[str, Tensor], device: torch.device) -> nn.Module:
+    """The network `name` with the weights of a checkpoint, whose keys say which classifier it had and whether it had
+    weight transfer."""
+    corrected = "classifier.scale" in weights
+    prefix = "classifier.classifier." if corrected else "classifier."
+    split = f"{prefix}old_weight" in weights
+    model = make_network(name, len(weights[prefix + ("old_weight" if split else "weight")]), device)
+    if split:
+        old, new = weights[f"{prefix}old_weight"], weights[f"{prefix}new_weight"]
         model.classifier = SplitCosineLinear(old.shape[1], len(old), len(new)).to(device)
+    if corrected:
+        model.classifier = BiasCorrected(model.classifier)
+    if any(key.endswith(".factor") for key in weights):
+        use_weight_transfer(model)
     model.load_state_dict(weights)
     return model

@@ -1,10 +1,47 @@
-"""Layers that ordinary networks lack: cosine classifiers, and BatchNorm folded into convolutions in eval mode."""
+"""Layers that ordinary networks lack: cosine classifiers, weight transfer, and BatchNorm folded into convolutions."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class ScaledConv2d(nn.Conv2d):
+    """A convolution with weight transfer (Sun et al. 2019, as the paper uses it): W_eff = W * M.
+
+    W, the weight of an ordinary convolution, is frozen; M, one factor per pair of channels, is learned and starts at 1,
+    where the layer computes exactly what it computed before.
+    """
+
+    factor: nn.Parameter  # M, [out, in, 1, 1]
+
+    @staticmethod
+    def of(conv: nn.Conv2d) -> "ScaledConv2d":
+        """The same convolution (without bias, in one group), with all factors 1. It shares the weight of `conv`."""
+        with torch.device("meta"):  # its own weight is thrown away: draw nothing for it
+            scaled = ScaledConv2d(
+                conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False
+            )
+        scaled.weight = conv.weight.requires_grad_(False)
+        scaled.factor = nn.Parameter(torch.ones_like(conv.weight[:, :, :1, :1]))
+        return scaled.train(conv.training)
+
+    @property
+    def effective_weight(self) -> Tensor:
+        """W_eff [out, in, h, w]."""
+        return self.weight * self.factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.effective_weight, None, self.stride, self.padding)
+
+
+def use_weight_transfer(model: nn.Module) -> None:
+    """Put weight transfer into every convolution of `model` that does not have it, in place."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Conv2d:
+                setattr(module, name, ScaledConv2d.of(child))
 
 
 def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
@@ -16,7 +53,8 @@ def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
     if bn.training:
         return bn(conv(x))
     scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
-    weight, bias = conv.weight * scale[:, None, None, None], bn.bias - bn.running_mean * scale
+    weight = conv.effective_weight if isinstance(conv, ScaledConv2d) else conv.weight
+    weight, bias = weight * scale[:, None, None, None], bn.bias - bn.running_mean * scale
     return F.conv2d(x, weight, bias, conv.stride, conv.padding)
 
 
@@ -42,8 +80,12 @@ class CosineLinear(nn.Module):
         self.weight = random_class_weights(num_classes, num_features)
         self.sigma = nn.Parameter(torch.ones(1))
 
+    def cosines(self, features: Tensor) -> Tensor:
+        """The logits without sigma, in [-1, 1]."""
+        return cosine(features, self.weight)
+
     def forward(self, features: Tensor) -> Tensor:
-        return self.sigma * cosine(features, self.weight)
+        return self.sigma * self.cosines(features)
 
 
 class SplitCosineLinear(nn.Module):
@@ -62,16 +104,50 @@ class SplitCosineLinear(nn.Module):
         """All class weights [old + new, num_features]."""
         return torch.cat([self.old_weight, self.new_weight])
 
+    def cosines(self, features: Tensor) -> Tensor:
+        """The logits without sigma, in [-1, 1]."""
+        return cosine(features, self.weight)
+
     def forward(self, features: Tensor) -> Tensor:
-        return self.sigma * cosine(features, self.weight)
+        return self.sigma * self.cosines(features)
 
 
-def grown(classifier: CosineLinear | SplitCosineLinear, num_new: int) -> SplitCosineLinear:
+class BiasCorrected(nn.Module):
+    """BiC's corrected classifier (Wu et al. 2019): scale * logits + shift, one pair per phase, fixed once fitted.
+
+    `classifier` maps features [n, d] to logits [n, c]; `scale` and `shift`, float [c], repeat the pair of a phase for
+    each of its classes. They are buffers: no training changes them.
+    """
+
+    def __init__(self, classifier: CosineLinear | SplitCosineLinear):
+        super().__init__()
+        self.classifier = classifier
+        self.register_buffer("scale", torch.ones_like(classifier.weight[:, 0]))
+        self.register_buffer("shift", torch.zeros_like(classifier.weight[:, 0]))
+
+    @property
+    def weight(self) -> Tensor:
+        """All class weights [c, d]."""
+        return self.classifier.weight
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * self.classifier(features) + self.shift
+
+
+Classifier = CosineLinear | SplitCosineLinear | BiasCorrected
+
+
+def grown(classifier: Classifier, num_new: int) -> SplitCosineLinear | BiasCorrected:
     """The classifier of the next phase: all classes of `classifier` become old ones, `num_new` random ones are added.
 
-    The logits of the old classes are what they were. The result lives on the device of `classifier`.
+    The logits of the old classes are what they were; new ones are not corrected. The result lives on the device of
+    `classifier`.
     """
     num_old, num_features = classifier.weight.shape
+    if isinstance(classifier, BiasCorrected):
+        result = BiasCorrected(grown(classifier.classifier, num_new))
+        result.scale[:num_old], result.shift[:num_old] = classifier.scale, classifier.shift
+        return result
     result = SplitCosineLinear(num_features, num_old, num_new).to(classifier.weight)
     with torch.no_grad():
         result.old_weight.copy_(classifier.weight)

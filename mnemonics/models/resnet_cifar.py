@@ -8,7 +8,7 @@ grows from phase to phase.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnemonics.models.layers import CosineLinear, SplitCosineLinear, conv_bn
+from mnemonics.models.layers import Classifier, CosineLinear, conv_bn
 
 DEPTHS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet56": 9}  # name -> basic blocks per stage
 CHANNELS = (16, 32, 64)
@@ -54,7 +54,7 @@ class CifarResNet(nn.Module):
                 blocks.append(BasicBlock(channels_in, channels, stride, final_relu=not last))
                 channels_in = channels
         self.blocks = nn.Sequential(*blocks)
-        self.classifier: CosineLinear | SplitCosineLinear = CosineLinear(self.num_features, num_classes)
+        self.classifier: Classifier = CosineLinear(self.num_features, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

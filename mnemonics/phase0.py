@@ -1,0 +1,81 @@
+"""The model of phase 0, shared by runs that would train the same one (--phase0_dir).
+
+In phase 0 there is nothing to forget, so runs that differ only in baseline, exemplars or later phases train the same
+network on the same images with the same draws. The file it is kept in is named by a key that holds everything its
+weights depend on, the images themselves included: a run that takes it has the numbers of one that trained it.
+"""
+
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mnemonics import checkpoint
+from mnemonics.config import UsageError, result_settings
+from mnemonics.data.batches import LabelledImages
+from mnemonics.setup import Experiment
+
+SETTINGS = (
+    *("dataset", "order_seed", "nb_cl_fg", "max_images_per_class", "network", "random_seed", "deterministic"),
+    *("epochs", "base_lr", "custom_momentum", "custom_weight_decay", "train_batch_size"),
+)
+
+
+def trained_or_taken(
+    experiment: Experiment, model: nn.Module, data: LabelledImages, train: Callable[[], None]
+) -> dict[str, Any] | None:
+    """Make `model` the model of phase 0: call `train`, or copy the weights that an equal run left in --phase0_dir.
+
+    Returns:
+        None without --phase0_dir, else what results.json says of it: key, whether it was taken, seconds of training.
+    Raises:
+        UsageError: if --phase0_dir cannot be written.
+    """
+    if experiment.config.phase0_dir is None:
+        train()
+        return None
+    folder, key = Path(experiment.config.phase0_dir), key_of(experiment, data)
+    path = folder / f"{key}.pt"
+    with locked(folder, key):
+        taken = path.exists()
+        if taken:
+            stored = checkpoint.load(path, experiment.device)
+            model.load_state_dict(stored["model"])
+            seconds = stored["train_seconds"]
+        else:
+            start = time.perf_counter()
+            train()
+            seconds = round(time.perf_counter() - start, 3)
+            checkpoint.save(path, {"model": model.state_dict(), "train_seconds": seconds})
+    return {"key": key, "taken": taken, "train_seconds": seconds}
+
+
+def key_of(experiment: Experiment, data: LabelledImages) -> str:
+    """32 hex digits of the SHA-256 of all that the weights after phase 0 depend on."""
+    settings = result_settings(experiment.config)
+    machine = {"torch": torch.__version__, "device": experiment.device.type, "threads": torch.get_num_threads()}
+    facts = {name: settings[name] for name in SETTINGS} | machine
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for tensor in (data.images, data.labels):
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+@contextmanager
+def locked(folder: Path, key: str) -> Iterator[None]:
+    """Hold the lock of one model: a second run waits instead of training it too. The system frees it at a crash."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / f"{key}.lock").open("w")
+    except OSError as error:
+        raise UsageError(f"--phase0_dir {folder}: cannot be written ({error.strerror}); name another folder") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
