@@ -9,23 +9,27 @@ Exit status: 0 done, 1 the run failed, 2 the command line or the data must be ch
 
 import sys
 
-from mnemonics.config import UsageError, parse_args
+from mnemonics.config import UsageError, parse_args, repetitions
 from mnemonics.experiment import run
 from mnemonics.report import results_table
 from mnemonics.runtime import NonFiniteLossError
+from mnemonics.tables import over_seeds
 
 
 def main() -> int:
     try:
-        results, folder = run(parse_args())
+        finished = [run(config) for config in repetitions(parse_args())]
     except UsageError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 2
     except NonFiniteLossError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 1
-    print(results_table(results))
-    print(f"everything measured: {folder / 'results.json'}; pictures: {folder / '*.png'}")
+    for results, folder in finished:
+        print(results_table(results))
+        print(f"everything measured: {folder / 'results.json'}; pictures: {folder / '*.png'}")
+    if len(finished) > 1:
+        print(over_seeds([results for results, _ in finished]))
     return 0
 
 

@@ -276,6 +276,18 @@ def resolved(config: ExperimentConfig) -> ExperimentConfig:
     return dataclasses.replace(config, **rest)
 
 
+def repetitions(config: ExperimentConfig) -> list[ExperimentConfig]:
+    """The runs that --nb_runs stands for, each with its own seed and, below --out, its own folder."""
+    if config.nb_runs == 1:
+        return [config]
+    seeds = range(config.random_seed, config.random_seed + config.nb_runs)
+    folders = [None if config.out is None else f"{config.out}/seed{seed}" for seed in seeds]
+    return [
+        dataclasses.replace(config, nb_runs=1, random_seed=seed, out=folder)
+        for seed, folder in zip(seeds, folders, strict=True)
+    ]
+
+
 def result_settings(config: ExperimentConfig) -> dict[str, Any]:
     """The settings that can change a number in results.json; a run is resumed only where all of them agree."""
     return {name: getattr(config, name) for name, f in FIELDS.items() if f.metadata["affects_results"]}

@@ -1,19 +1,21 @@
 """Which settings of the exemplar level work: the measurements behind `--mnemonics_preset default`.
 
-    python scripts/exemplar_study.py one --data_dir data        one model, many ways to make its exemplars
+    python scripts/exemplar_study.py zero --data_dir data       one model of phase 0, many ways to make its exemplars
+    python scripts/exemplar_study.py one --data_dir data        the same with a model of phase 1
     python scripts/exemplar_study.py runs --data_dir data       whole runs over six phases
     python scripts/exemplar_study.py table                      what was measured so far, as Markdown
 
 On real CIFAR-100, by default with iCaRL's loss (--flags). "one": a model is trained once on 10 classes, then on 10 new
 ones and 20 random exemplars of each old one; for every row the exemplars of that phase are made, the model is
 fine-tuned on nothing but the exemplars and tested on the test images of all 20 classes: the yardstick of the method.
-"runs": phases of 10 and 5 x 2 classes. A row is a set of main.py's flags on top of SETTINGS. Results are appended to a
-JSON-lines file; rows that are in it already are skipped, so that the study can be stopped and continued, or shared out
-with --rows.
+"zero" is the same after phase 0, with its 10 classes. "runs": phases of 10 and 5 x 2 classes. A row is a set of
+main.py's flags on top of SETTINGS (in "runs": of the defaults). Results are appended to a JSON-lines file; rows that
+are in it already are skipped, so that the study can be stopped and continued, or shared out with --rows.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import statistics
 import sys
@@ -87,7 +89,7 @@ RUNS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("one", "runs", "table"), help="which part of the study")
+    parser.add_argument("part", choices=("zero", "one", "runs", "table"), help="which part of the study")
     parser.add_argument("--data_dir", default="data", help="where CIFAR-100 is (%(default)s)")
     parser.add_argument("--device", default="auto", help="as in main.py (%(default)s)")
     parser.add_argument("--network", default="resnet8", help="as in main.py (%(default)s)")
@@ -106,13 +108,17 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     common = f"--data_dir {args.data_dir} --device {args.device} --network {args.network} --epochs {args.epochs} "
-    common += f"--nb_protos {args.nb_protos} --nb_cl_fg 10 --nb_cl {10 if args.part == 'one' else 2} {args.flags} "
+    common += f"--nb_protos {args.nb_protos} --nb_cl_fg 10 --nb_cl {2 if args.part == 'runs' else 10} {args.flags} "
     common += f"--out {args.work_dir}"
     base = set_up(parse_args(common.split()))
     args.work_dir.mkdir(parents=True, exist_ok=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = [row.strip() for row in args.rows.split(";")] if args.rows else {"one": ONE, "runs": RUNS}[args.part]
-    measure = {"one": measure_one, "runs": measure_run}[args.part]
+    rows = (
+        [row.strip() for row in args.rows.split(";")]
+        if args.rows
+        else {"zero": ONE, "one": ONE, "runs": RUNS}[args.part]
+    )
+    measure = measure_run if args.part == "runs" else functools.partial(measure_one, 0 if args.part == "zero" else 1)
     with RunLog(args.work_dir) as log:
         for seed in args.seeds:
             for row in rows:
@@ -134,8 +140,9 @@ def main() -> None:
 
 def start_state(base: Experiment, part: str, seed: int, work_dir: Path, log: RunLog) -> State:
     """What the rows start from, trained once and kept: in "one" the model after the training of phase 1 and random
-    exemplars of phase 0, the same for all seeds; in "runs" the model after the training of phase 0, one per seed."""
-    seed, last_phase = (1993, 1) if part == "one" else (seed, 0)
+    exemplars of phase 0, the same for all seeds; in "zero" that after the training of phase 0, also the same; in "runs"
+    one per seed."""
+    seed, last_phase = (seed if part == "runs" else 1993), (1 if part == "one" else 0)
     config = dataclasses.replace(base.config, random_seed=seed, exemplars="random")
     name = f"{config.baseline}_{config.weight_transfer}" if part == "one" else "phase0"
     path = work_dir / f"{part}_{config.network}_{config.epochs}_{name}_{seed}.pt"
@@ -156,9 +163,10 @@ def start_state(base: Experiment, part: str, seed: int, work_dir: Path, log: Run
     return State(model, ExemplarMemory(LabelledImages(**stored["exemplars"])), empty, [])
 
 
-def measure_one(experiment: Experiment, state: State, log: RunLog) -> dict:
-    """Make exemplars in phase 1, fine-tune on them and test on all classes: accuracies before and after, in percent."""
-    phase, baseline = experiment.protocol.phases[1], BASELINES[experiment.config.baseline](experiment.config)
+def measure_one(index: int, experiment: Experiment, state: State, log: RunLog) -> dict:
+    """Make exemplars in phase `index`, fine-tune on them and test on all classes seen: accuracies before and after, in
+    percent."""
+    phase, baseline = experiment.protocol.phases[index], BASELINES[experiment.config.baseline](experiment.config)
     *_, losses = renew_exemplars(experiment, baseline, phase, *split_off(experiment, baseline, phase), state)
     before = evaluate(experiment, phase, state, {})["accuracy"]
     draws = experiment.generator(phase, "fine-tuning")
@@ -183,7 +191,7 @@ def measure_run(experiment: Experiment, state: State, log: RunLog) -> dict:
 def markdown(results: list[dict]) -> str:
     """A table per part of the study: mean and, over several seeds, standard error of each row."""
     lines = []
-    for part, column in (("one", "after"), ("runs", "average_accuracy")):
+    for part, column in (("zero", "after"), ("one", "after"), ("runs", "average_accuracy")):
         rows = [r for r in results if r["part"] == part]
         if not rows:
             continue

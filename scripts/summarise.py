@@ -17,7 +17,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
 
 from mnemonics.checkpoint import atomic_write
-from mnemonics.tables import TABLES, curve_rows, finished, tabulate
+from mnemonics.paper import TABLES
+from mnemonics.tables import curve_rows, finished, tabulate
 
 PAPER = Path(__file__).resolve().parent.parent / "results" / "paper_results.json"
 KEYS = {"config", "headline", "phases", "summary"}  # of what looks like results

@@ -1,10 +1,12 @@
 """Every baseline with every way of making exemplars, and the shared model of phase 0."""
 
 import json
+import sys
 
 import pytest
 import torch
 
+import main
 from mnemonics import checkpoint, experiment
 from mnemonics.baselines import BASELINES
 from mnemonics.baselines.bic import BiC
@@ -112,3 +114,20 @@ def test_a_phase_0_model_of_other_settings_is_not_taken(tmp_path, phase0_dir, ot
 def test_a_phase0_dir_that_cannot_be_written_is_a_users_mistake(tmp_path):
     with pytest.raises(UsageError, match="--phase0_dir /dev/null/x"):
         run(tmp_path / "run", "--nb_protos", 3, "--phase0_dir", "/dev/null/x")
+
+
+def test_nb_runs_repeats_with_the_next_seeds(tmp_path, monkeypatch, capsys):
+    arguments = [*TINY, "--method", "baseline", "--nb_protos", "3"]
+    monkeypatch.setattr(
+        sys, "argv", ["main.py", *arguments, "--nb_runs", "2", "--random_seed", "5", "--out", str(tmp_path)]
+    )
+    assert main.main() == 0
+    said = capsys.readouterr().out
+    results = [json.loads((tmp_path / f"seed{seed}" / "results.json").read_text()) for seed in (5, 6)]
+    assert [r["config"]["random_seed"] for r in results] == [5, 6]
+    single = run(tmp_path / "single", *arguments[len(TINY) :], "--random_seed", 6)
+    assert single["summary"] == results[1]["summary"]
+    a, b = (r["summary"]["average_accuracy"]["cnn"] for r in results)
+    half = 12.7062 * abs(a - b) / 2  # Student's t with one degree of freedom
+    assert "2 runs, training seeds 5, 6" in said
+    assert f"average accuracy: CNN {(a + b) / 2:.2f} +- {half:.2f}" in said
