@@ -156,6 +156,11 @@ class ExperimentConfig:
     cuda_graphs: bool = setting(
         False, "capture the steps of the exemplar optimisation as CUDA graphs", affects_results=False
     )
+    amp: str = setting(
+        "auto",
+        "bf16 in the training of the model level, never in the exemplar level: on, off, or auto: on a GPU",
+        choices=("auto", "on", "off"),
+    )
     deterministic: bool = setting(False, "bit-for-bit repeatable on CUDA too, at some cost in speed (a CPU always is)")
     out: str | None = setting(None, "run folder (runs/<name made of the settings>)", type=str, affects_results=False)
     resume: bool = setting(

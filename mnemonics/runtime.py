@@ -46,8 +46,16 @@ def pick_device(config: ExperimentConfig) -> torch.device:
     return device
 
 
+def autocast(config: ExperimentConfig, device: torch.device) -> torch.autocast:
+    """bf16 for the operations that can do with it; weights, BatchNorm statistics, cosines and losses stay float32."""
+    on = config.amp == "on" or (config.amp == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=on)
+
+
 def prepare(device: torch.device, deterministic: bool) -> None:
-    """Process-wide settings. Repeatable kernels are always on for a CPU, where they cost nothing."""
+    """Process-wide settings. Repeatable kernels are always on for a CPU, where they cost nothing. float32 means
+    float32: where less precision will do, autocast says so."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic or device.type == "cpu")

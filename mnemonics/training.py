@@ -2,19 +2,22 @@
 
 import math
 import time
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from mnemonics.baselines.base import Baseline
 from mnemonics.config import ExperimentConfig
-from mnemonics.data.batches import LabelledImages, Preprocessing, balanced_batches, shuffled_batches
+from mnemonics.data.augment import Crops
+from mnemonics.data.batches import LabelledImages, Preprocessing, balanced_batches, epoch_draws
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.protocol import Phase
+from mnemonics.replay import replayable
 from mnemonics.runlog import RunLog
-from mnemonics.runtime import NonFiniteLossError
+from mnemonics.runtime import NonFiniteLossError, autocast
 
 
 def train_phase(
@@ -33,20 +36,15 @@ def train_phase(
     Raises:
         NonFiniteLossError: when the loss of an epoch is NaN or infinite.
     """
-    optimizer = torch.optim.SGD(
-        baseline.parameters(model),
-        config.base_lr,
-        momentum=config.custom_momentum,
-        weight_decay=config.custom_weight_decay,
-    )
+    optimizer, step = sgd_step(model, baseline, data, prep, config)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones(config.epochs))
     steps = math.ceil(len(data) / config.train_batch_size)
     model.train()
     start = time.perf_counter()
     with tqdm(total=config.epochs * steps, desc=f"phase {phase.index} training", leave=False, disable=None) as bar:
         for epoch in range(config.epochs):
-            loss = train_epoch(model, baseline, optimizer, data, prep, config, generator, bar)
-            report_epoch(log, phase, epoch, loss, optimizer.param_groups[0]["lr"], config.epochs)
+            loss = train_epoch(step, epoch_draws(len(data), prep, config.train_batch_size, generator), bar) / len(data)
+            report_epoch(log, phase, epoch, loss, float(optimizer.param_groups[0]["lr"]), config.epochs)
             schedule.step()
     rate = config.epochs * len(data) / (time.perf_counter() - start)
     log.line(
@@ -60,28 +58,49 @@ def milestones(epochs: int) -> list[int]:
     return [math.ceil(epochs * 0.5), math.ceil(epochs * 0.75)]
 
 
-def train_epoch(
-    model: nn.Module,
-    baseline: Baseline,
-    optimizer: torch.optim.Optimizer,
-    data: LabelledImages,
-    prep: Preprocessing,
-    config: ExperimentConfig,
-    generator: torch.Generator,
-    bar: tqdm,
-) -> float:
-    """One pass over `data`. Returns the mean loss of the images."""
-    total = torch.zeros((), device=data.labels.device)  # summed on the device: reading it each step would stall a GPU
-    for step, batch in enumerate(shuffled_batches(data, config.train_batch_size, generator)):
-        loss = baseline.loss(model, prep.augmented(batch.images, generator), batch.labels)
+def sgd_step(
+    model: nn.Module, baseline: Baseline, data: LabelledImages, prep: Preprocessing, config: ExperimentConfig
+) -> tuple[torch.optim.Optimizer, Callable[..., Tensor]]:
+    """The optimiser, and one step: (indices into `data` int64 [n], the fields of their `Crops`) -> loss, detached.
+
+    On a CUDA device the step, the forward pass of the teacher included, is replayed as a CUDA graph. Its learning rate
+    is a tensor there, so that the schedule reaches into the graph.
+    """
+    device, cuda = data.labels.device, data.labels.is_cuda
+    parameters = baseline.parameters(model)
+    rate = torch.tensor(config.base_lr, device=device) if cuda else config.base_lr
+    momentum, decay = config.custom_momentum, config.custom_weight_decay
+    optimizer = torch.optim.SGD(parameters, rate, momentum=momentum, weight_decay=decay, fused=cuda)
+    for p in parameters if momentum else ():
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(
+            p
+        )  # there from the start, so that a graph can update it
+
+    def step(index: Tensor, *crops: Tensor) -> Tensor:
+        with autocast(config, device):
+            loss = baseline.loss(model, prep.augmented(data.images[index], Crops(*crops)), data.labels[index])
         model.zero_grad(set_to_none=True)  # also what is not optimised but has a gradient
         loss.backward()
         optimizer.step()
-        total += loss.detach() * len(batch)
+        return loss.detach()
+
+    def changed() -> list[Tensor]:
+        momenta = [optimizer.state[p]["momentum_buffer"] for p in parameters if momentum]
+        return [*parameters, *model.buffers(), *momenta]
+
+    return optimizer, replayable(step, changed, enabled=cuda)
+
+
+def train_epoch(step: Callable[..., Tensor], draws: Iterable[tuple[Tensor, ...]], bar: tqdm) -> float:
+    """Take a step for each of `draws`. Returns the sum of the losses of all images."""
+    total = None  # kept on the device: reading a loss each step would stall a GPU
+    for number, draw in enumerate(draws):
+        loss = step(*draw)
+        total = loss * len(draw[0]) if total is None else total + loss * len(draw[0])
         bar.update()
-        if step % 50 == 0 and not bar.disable:
+        if number % 50 == 0 and not bar.disable:
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    return total.item() / len(data)
+    return total.item()
 
 
 def report_epoch(log: RunLog, phase: Phase, epoch: int, loss: float, rate: float, epochs: int) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mnemonics.config import ExperimentConfig
-from mnemonics.data.batches import LabelledImages, balanced_batches, rank_within_class, shuffled_batches
+from mnemonics.data.batches import LabelledImages, Preprocessing, balanced_batches, epoch_draws, rank_within_class
 from mnemonics.exemplars.memory import ExemplarMemory, exemplars_per_class
 
 CPU = torch.device("cpu")
@@ -52,13 +52,15 @@ def test_rank_within_class():
     assert rank_within_class(torch.tensor([5, 1, 5, 5, 1])).tolist() == [0, 0, 1, 2, 1]
 
 
-def test_shuffled_batches_pass_over_everything_once():
-    data = labelled([0] * 10)
-    batches = list(shuffled_batches(data, 4, torch.Generator().manual_seed(0)))
-    assert [len(b) for b in batches] == [4, 4, 2]
-    seen = torch.cat([b.images[:, 0, 0, 0] for b in batches]).tolist()
-    assert sorted(seen) == list(range(10))
-    assert seen != list(range(10))
+def test_the_draws_of_an_epoch_pass_over_everything_once():
+    prep = Preprocessing(torch.zeros(3), torch.ones(3), 2, True)
+    draws = list(epoch_draws(10, prep, 4, torch.Generator().manual_seed(0)))
+    assert [[len(draw) for draw in batch] for batch in draws] == [[4] * 4, [4] * 4, [2] * 4]
+    order, top, left, mirrored = (torch.cat(draw).tolist() for draw in zip(*draws, strict=True))
+    assert sorted(order) == list(range(10))
+    assert order != list(range(10))
+    assert all(0 <= corner <= 4 for corner in top + left)
+    assert {True, False} == set(mirrored)
 
 
 def test_balanced_batches_are_balanced_and_use_every_image_equally():

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from mnemonics import training
 from mnemonics.baselines import BASELINES
 from mnemonics.config import ExperimentConfig
-from mnemonics.data.batches import LabelledImages, Preprocessing
+from mnemonics.data.augment import Crops
+from mnemonics.data.batches import LabelledImages, Preprocessing, epoch_draws
 from mnemonics.exemplars.bilevel import BaseLevel, BilevelSettings
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.exemplars.unroll import Steps, unroll
@@ -72,10 +73,9 @@ def test_the_first_step_is_momentum_sgd_with_weight_decay_on_the_loss():
     model, start = network(), network()
     train(config, model=model)
     start.train()
-    draws = torch.Generator().manual_seed(0)
-    order = torch.randperm(40, generator=draws)
+    order, *crops = next(epoch_draws(40, PREP, 64, torch.Generator().manual_seed(0)))
     data = colours()[order]
-    F.cross_entropy(start(PREP.augmented(data.images, draws)), data.labels).backward()
+    F.cross_entropy(start(PREP.augmented(data.images, Crops(*crops))), data.labels).backward()
     for trained, p in zip(model.parameters(), start.parameters(), strict=True):
         assert torch.allclose(trained, p - 0.2 * (p.grad + 0.01 * p), atol=1e-6)
 
@@ -116,8 +116,8 @@ def test_finetuning_takes_away_the_bias_to_new_classes():
 
     before = share_of_new()
     training.finetune_on_exemplars(model, ExemplarMemory(colours(50)), PREP, config, torch.Generator().manual_seed(0))
-    assert before > 0.35
-    assert share_of_new() == pytest.approx(0.2, abs=0.1)
+    assert before > 0.25
+    assert share_of_new() == pytest.approx(0.2, abs=0.02)
 
 
 def test_frozen_weights_stay():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mnemonics.data.augment import CropAndMirror, crop_and_mirror, draw_crops, normalise
+from mnemonics.data.augment import CropAndMirror, Crops, crop_and_mirror, draw_crops, normalise
 from mnemonics.data.sources import ImageSource
 
 
@@ -32,9 +32,12 @@ class Preprocessing:
         """uint8 [n, 3, h, w] -> network input float32 [n, 3, h, w], channels-last."""
         return normalise(images, self.mean, self.std).contiguous(memory_format=torch.channels_last)
 
-    def augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Like `plain`, after a random crop and, where the data set allows it, a random mirroring."""
-        crops = draw_crops(len(images), self.crop_padding, self.mirror, generator)
+    def draw_crops(self, n: int, generator: torch.Generator) -> Crops:
+        """Draw a crop and, where the data set allows it, a mirroring for each of n images."""
+        return draw_crops(n, self.crop_padding, self.mirror, generator)
+
+    def augmented(self, images: Tensor, crops: Crops) -> Tensor:
+        """Like `plain`, after cropping and mirroring."""
         return normalise(crop_and_mirror(images, crops, self.crop_padding), self.mean, self.std)
 
     def crop_and_mirror(self) -> CropAndMirror:
@@ -73,11 +76,12 @@ class LabelledImages:
         return LabelledImages(torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]))
 
 
-def shuffled_batches(data: LabelledImages, batch_size: int, generator: torch.Generator) -> Iterator[LabelledImages]:
-    """One epoch: every image once, in random order; the last batch may be smaller."""
-    order = torch.randperm(len(data), generator=generator, device=generator.device)
-    for index in order.split(batch_size):
-        yield data[index]
+def epoch_draws(n: int, prep: Preprocessing, batch_size: int, generator: torch.Generator) -> Iterator[tuple]:
+    """One epoch over n images: for each batch the indices int64 [<= batch_size] and the fields of its `Crops`. Every
+    image comes once, in random order; the last batch may be smaller. All is drawn at once, in a few operations."""
+    order = torch.randperm(n, generator=generator, device=generator.device)
+    draws = (order, *prep.draw_crops(n, generator))
+    yield from zip(*(draw.split(batch_size) for draw in draws), strict=True)
 
 
 def rank_within_class(labels: Tensor) -> Tensor:

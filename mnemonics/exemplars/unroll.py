@@ -29,6 +29,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mnemonics.replay import Captured
+
 Parameters = dict[str, Tensor]
 Draw = tuple[Tensor, ...]  # what differs from step to step: indices of a minibatch, its labels, crops, ...
 StepLoss = Callable[..., Tensor]  # (parameters, x, *draw_k) -> L_k
@@ -95,36 +97,17 @@ class GraphedSteps(Steps):
 
     def __init__(self, step_loss: StepLoss, parameters: Parameters, inputs: Tensor, draw: Draw):
         super().__init__(step_loss, parameters)
-        self.θ, self.inputs = self.layout.flatten(parameters), inputs.detach().clone()
-        self.draw, self.ν = tuple(d.clone() for d in draw), torch.zeros_like(self.θ)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # lets libraries choose their kernels and allocate before the capture
-            for _ in range(3):
-                super().reverse(self.θ, self.inputs, self.draw, self.ν)
-        torch.cuda.current_stream().wait_stream(side)
-        self.forward_graph, self.reverse_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.forward_graph):
-            self.forward_result = super().gradient(self.θ, self.inputs, self.draw)
-        with torch.cuda.graph(self.reverse_graph):
-            self.reverse_result = super().reverse(self.θ, self.inputs, self.draw, self.ν)
+        θ = self.layout.flatten(parameters)
+        one, other = super().gradient, super().reverse
+        self.captured_gradient = Captured(lambda θ, x, *draw: one(θ, x, draw), (θ, inputs, *draw))
+        ν = torch.zeros_like(θ)
+        self.captured_reverse = Captured(lambda ν, θ, x, *draw: other(θ, x, draw, ν), (ν, θ, inputs, *draw))
 
     def gradient(self, θ: Tensor, inputs: Tensor, draw: Draw) -> Tensor:
-        self.copy_in(θ, inputs, draw)
-        self.forward_graph.replay()
-        return self.forward_result
+        return self.captured_gradient(θ, inputs.detach(), *draw)
 
     def reverse(self, θ: Tensor, inputs: Tensor, draw: Draw, ν: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self.copy_in(θ, inputs, draw)
-        self.ν.copy_(ν)
-        self.reverse_graph.replay()
-        return self.reverse_result
-
-    def copy_in(self, θ: Tensor, inputs: Tensor, draw: Draw) -> None:
-        self.θ.copy_(θ)
-        self.inputs.copy_(inputs.detach())
-        for static, new in zip(self.draw, draw, strict=True):
-            static.copy_(new)
+        return self.captured_reverse(ν, θ, inputs.detach(), *draw)
 
 
 def unroll(

@@ -59,8 +59,10 @@ def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
 
 
 def cosine(features: Tensor, weight: Tensor) -> Tensor:
-    """Cosine similarity of features [n, d] to class weights [c, d]: float [n, c]."""
-    return F.linear(F.normalize(features, dim=1), F.normalize(weight, dim=1))
+    """Cosine similarity of features [n, d] to class weights [c, d]: float32 [n, c], under autocast too, where bf16
+    would leave it three digits."""
+    with torch.autocast(features.device.type, enabled=False):
+        return F.linear(F.normalize(features, dim=1), F.normalize(weight, dim=1))
 
 
 def random_class_weights(num_classes: int, num_features: int) -> nn.Parameter:

@@ -62,7 +62,7 @@ class CifarResNet(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Features [n, 64] before the classifier, not normalised."""
         x = self.blocks(F.relu(conv_bn(x, self.conv1, self.bn1)))  # (n, 64, h / 4, w / 4)
-        return F.adaptive_avg_pool2d(x, 1).flatten(1)  # (n, 64)
+        return F.adaptive_avg_pool2d(x, 1).flatten(1).to(self.bn1.weight.dtype)  # (n, 64), float32 under autocast too
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))

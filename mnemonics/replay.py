@@ -1,0 +1,63 @@
+"""Replaying what a CUDA device does over and over as a CUDA graph: one launch instead of hundreds.
+
+Everything that only a GPU can do is in this file. `replayable` returns the function itself on other devices, so that
+all that is built on it runs the same steps there.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3  # calls before the capture, in which libraries choose their kernels and allocate their workspaces
+
+
+class Captured:
+    """A function of tensors on a CUDA device, captured once as a CUDA graph.
+
+    Shapes are those of `example`; the results are overwritten by the next call. The function may change `changed` (the
+    weights, say) and nothing else: they are set back to what they were after the calls that the capture needs.
+    """
+
+    def __init__(self, function: Callable, example: Sequence[Tensor], changed: Sequence[Tensor] = ()):
+        self.inputs = [tensor.detach().clone() for tensor in example]
+        before = [tensor.detach().clone() for tensor in changed]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                function(*self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.results = function(*self.inputs)
+        with torch.no_grad():
+            for tensor, value in zip(changed, before, strict=True):
+                tensor.copy_(value)
+
+    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        for static, new in zip(self.inputs, inputs, strict=True):
+            static.copy_(new)
+        self.graph.replay()
+        return self.results
+
+
+def replayable(function: Callable, changed: Callable[[], Sequence[Tensor]], enabled: bool) -> Callable:
+    """`function` (of tensors), captured at its first call where `enabled`, which needs a CUDA device.
+
+    Calls with other shapes than the first run it as it is: the last, smaller batch of an epoch.
+
+    Args:
+        changed: gives the tensors that a call changes.
+    """
+    if not enabled:
+        return function
+    captured: dict[tuple[torch.Size, ...], Captured] = {}
+
+    def call(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        shapes = tuple(tensor.shape for tensor in inputs)
+        if not captured:
+            captured[shapes] = Captured(function, inputs, changed())
+        return (captured.get(shapes) or function)(*inputs)
+
+    return call

@@ -1,0 +1,157 @@
+"""The training step of the fast path (batched augmentation, channels-last, CUDA graphs, bf16) against a plain one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.transforms import functional as transforms
+
+from mnemonics import replay, training
+from mnemonics.baselines import BASELINES
+from mnemonics.config import ExperimentConfig
+from mnemonics.data.batches import LabelledImages, Preprocessing, epoch_draws
+from mnemonics.models.resnet_cifar import resnet_cifar
+from mnemonics.protocol import make_protocol
+
+STEPS, BATCH = 20, 32
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CPU = torch.device("cpu")
+
+
+def images(n=STEPS * BATCH, classes=5, device=CPU):
+    """Each class is one colour, with noise."""
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, classes, (n,), generator=draws)
+    colours = torch.randint(40, 216, (classes, 3, 1, 1), generator=draws)
+    pixels = colours[labels] + torch.randint(-40, 41, (n, 3, 16, 16), generator=draws)
+    return LabelledImages(pixels.to(torch.uint8).to(device), labels.to(device))
+
+
+def preprocessing(device=CPU):
+    return Preprocessing(
+        torch.tensor([0.5, 0.4, 0.6], device=device), torch.tensor([0.2, 0.25, 0.3], device=device), 2, True
+    )
+
+
+def network(device=CPU):
+    torch.manual_seed(0)
+    return resnet_cifar("resnet8", 5).to(device)
+
+
+def fast_losses(config, device=CPU, name="lwf", phases=1, draws=None):
+    """Losses of STEPS steps of the last of `phases` phases, as `train_phase` takes them; also the trained network."""
+    model, baseline, data = (
+        network(device).to(memory_format=torch.channels_last),
+        BASELINES[name](config),
+        images(device=device),
+    )
+    for phase in make_protocol(10, 5, 1, 1993).phases[:phases]:
+        new = images(20, device=device)
+        new.labels.fill_(phase.seen - 1)
+        baseline.begin_phase(model, phase, new, preprocessing(device))
+    model.train()
+    _, step = training.sgd_step(model, baseline, data, preprocessing(device), config)
+    draws = draws or list(epoch_draws(len(data), preprocessing(device), BATCH, torch.Generator(device).manual_seed(1)))
+    return torch.stack([step(*draw).clone() for draw in draws]).cpu(), model
+
+
+def plain_losses(config):
+    """The same in the plainest way: image by image through torchvision's transforms, contiguous, torch's SGD."""
+    model, data, prep = network().train(), images(), preprocessing()
+    optimizer = torch.optim.SGD(
+        model.parameters(), config.base_lr, config.custom_momentum, 0, config.custom_weight_decay
+    )
+    losses = []
+    for index, top, left, mirrored in epoch_draws(len(data), prep, BATCH, torch.Generator().manual_seed(1)):
+        batch = []
+        for i, y, x, mirror in zip(index.tolist(), top.tolist(), left.tolist(), mirrored.tolist(), strict=True):
+            picture = transforms.to_pil_image(data.images[i])
+            picture = transforms.crop(transforms.pad(picture, 2), y, x, 16, 16)
+            picture = transforms.hflip(picture) if mirror else picture
+            batch.append(transforms.normalize(transforms.to_tensor(picture), prep.mean.tolist(), prep.std.tolist()))
+        loss = F.cross_entropy(model(torch.stack(batch)), data.labels[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses), model
+
+
+def test_losses_and_weights_are_those_of_the_plain_pipeline():
+    config = ExperimentConfig(base_lr=0.05)
+    (fast, model), (plain, reference) = fast_losses(config), plain_losses(config)
+    assert plain[-1] < 0.9 * plain[0]
+    assert torch.allclose(fast[:3], plain[:3], rtol=1e-4)
+    assert torch.allclose(fast, plain, rtol=1e-2)  # rounding adds up over the steps
+    for name, value in reference.state_dict().items():
+        assert torch.allclose(model.state_dict()[name], value, rtol=1e-2, atol=5e-3), name
+
+
+def test_bf16_is_close_and_keeps_weights_and_statistics_in_float32():
+    (low, model), (full, _) = (fast_losses(ExperimentConfig(base_lr=0.05, amp=amp)) for amp in ("on", "off"))
+    assert not torch.equal(low, full)
+    assert (low - full).abs().max() < 0.1
+    assert low.dtype == torch.float32
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32, torch.int64}
+
+
+def test_cpu_runs_in_float32_unless_asked():
+    (auto, _), (off, _) = (fast_losses(ExperimentConfig(amp=amp)) for amp in ("auto", "off"))
+    assert torch.equal(auto, off)
+
+
+def test_without_a_gpu_a_replayable_function_is_the_function():
+    assert replay.replayable(len, list, enabled=False) is len
+
+
+def test_a_function_is_captured_once_and_other_shapes_run_as_they_are(monkeypatch):
+    captures = []
+
+    class Recording:
+        def __init__(self, function, example, changed):
+            captures.append((tuple(t.shape for t in example), changed))
+            self.function = function
+
+        def __call__(self, *inputs):
+            return "replayed", self.function(*inputs)
+
+    monkeypatch.setattr(replay, "Captured", Recording)
+    call = replay.replayable(torch.sum, lambda: ["weights"], enabled=True)
+    assert call(torch.ones(3)) == ("replayed", 3)
+    assert call(torch.ones(2)) == 2
+    assert call(torch.zeros(3)) == ("replayed", 0)
+    assert captures == [((torch.Size([3]),), ["weights"])]
+
+
+@needs_cuda
+@pytest.mark.parametrize(("name", "phases"), [("lwf", 1), ("lwf", 2), ("lucir", 2), ("bic", 2), ("joint", 2)])
+def test_cuda_graphs_take_the_steps_of_the_eager_path(name, phases, monkeypatch):
+    device, config = torch.device("cuda"), ExperimentConfig(base_lr=0.05, amp="off", weight_transfer=phases > 1)
+    graphed, model = fast_losses(config, device, name, phases)
+    monkeypatch.setattr(training, "replayable", lambda function, changed, enabled: function)
+    eager, reference = fast_losses(config, device, name, phases)
+    assert torch.allclose(graphed, eager, rtol=1e-3)
+    for key, value in reference.state_dict().items():
+        assert torch.allclose(model.state_dict()[key].float(), value.float(), rtol=1e-2, atol=1e-2), key
+
+
+@needs_cuda
+def test_the_schedule_reaches_into_the_graph():
+    config = ExperimentConfig(base_lr=0.05, amp="off")
+    device = torch.device("cuda")
+    model, data = network(device).train(), images(device=device)
+    optimizer, step = training.sgd_step(model, BASELINES["lwf"](config), data, preprocessing(device), config)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1], gamma=0.0)
+    draws = list(epoch_draws(len(data), preprocessing(device), BATCH, torch.Generator(device).manual_seed(1)))
+    step(*draws[0])
+    schedule.step()
+    before = [p.clone() for p in model.parameters()]
+    step(*draws[1])
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+@needs_cuda
+def test_bf16_on_cuda_is_close():
+    (low, _), (full, _) = (
+        fast_losses(ExperimentConfig(base_lr=0.05, amp=a), torch.device("cuda")) for a in ("on", "off")
+    )
+    assert (low - full).abs().max() < 0.1
