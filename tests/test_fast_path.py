@@ -1,5 +1,7 @@
 """The training step of the fast path (batched augmentation, channels-last, CUDA graphs, bf16) against a plain one."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -37,8 +39,8 @@ def network(device=CPU):
     return resnet_cifar("resnet8", 5).to(device)
 
 
-def fast_losses(config, device=CPU, name="lwf", phases=1, draws=None):
-    """Losses of STEPS steps of the last of `phases` phases, as `train_phase` takes them; also the trained network."""
+def fast_losses(config, device=CPU, name="lwf", phases=1, steps=STEPS):
+    """Losses of the first steps of the last of `phases` phases, as `train_phase` takes them; also the trained network."""
     model, baseline, data = (
         network(device).to(memory_format=torch.channels_last),
         BASELINES[name](config),
@@ -50,18 +52,19 @@ def fast_losses(config, device=CPU, name="lwf", phases=1, draws=None):
         baseline.begin_phase(model, phase, new, preprocessing(device))
     model.train()
     _, step = training.sgd_step(model, baseline, data, preprocessing(device), config)
-    draws = draws or list(epoch_draws(len(data), preprocessing(device), BATCH, torch.Generator(device).manual_seed(1)))
+    draws = list(epoch_draws(len(data), preprocessing(device), BATCH, torch.Generator(device).manual_seed(1)))[:steps]
     return torch.stack([step(*draw).clone() for draw in draws]).cpu(), model
 
 
-def plain_losses(config):
+def plain_losses(config, steps):
     """The same in the plainest way: image by image through torchvision's transforms, contiguous, torch's SGD."""
     model, data, prep = network().train(), images(), preprocessing()
     optimizer = torch.optim.SGD(
         model.parameters(), config.base_lr, config.custom_momentum, 0, config.custom_weight_decay
     )
     losses = []
-    for index, top, left, mirrored in epoch_draws(len(data), prep, BATCH, torch.Generator().manual_seed(1)):
+    draws = epoch_draws(len(data), prep, BATCH, torch.Generator().manual_seed(1))
+    for index, top, left, mirrored in itertools.islice(draws, steps):
         batch = []
         for i, y, x, mirror in zip(index.tolist(), top.tolist(), left.tolist(), mirrored.tolist(), strict=True):
             picture = transforms.to_pil_image(data.images[i])
@@ -78,12 +81,13 @@ def plain_losses(config):
 
 def test_losses_and_weights_are_those_of_the_plain_pipeline():
     config = ExperimentConfig(base_lr=0.05)
-    (fast, model), (plain, reference) = fast_losses(config), plain_losses(config)
+    fast, plain = fast_losses(config)[0], plain_losses(config, STEPS)[0]
     assert plain[-1] < 0.9 * plain[0]
     assert torch.allclose(fast[:3], plain[:3], rtol=1e-4)
-    assert torch.allclose(fast, plain, rtol=1e-2)  # rounding adds up over the steps
-    for name, value in reference.state_dict().items():
-        assert torch.allclose(model.state_dict()[name], value, rtol=1e-2, atol=5e-3), name
+    assert torch.allclose(fast, plain, rtol=1e-2)  # rounding grows from step to step
+    weights, reference = (losses(config, steps=2)[1].state_dict() for losses in (fast_losses, plain_losses))
+    for name, value in reference.items():
+        assert torch.allclose(weights[name], value, rtol=1e-3, atol=1e-4), name
 
 
 def test_bf16_is_close_and_keeps_weights_and_statistics_in_float32():
