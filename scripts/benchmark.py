@@ -1,128 +1,241 @@
-"""Speed and memory, each as a ratio to a plain reference measured in the same run.
+"""Speed and memory, each as a ratio to a plain pipeline (benchmark_plain.py) measured by turns in the same run.
 
+    python scripts/benchmark.py train       images/s of phase 0 and of an incremental step of each baseline
+    python scripts/benchmark.py augment     crop, mirror and normalise
+    python scripts/benchmark.py select      features and herding of the exemplars of phase 0
+    python scripts/benchmark.py evaluate    features, CNN and NME accuracy of the test set
+    python scripts/benchmark.py protocol    a whole run of N = 5 phases (--epochs of each)
+    python scripts/benchmark.py jobs        training of several runs at once on one device
     python scripts/benchmark.py unroll      the exemplar gradient, against differentiating through the whole graph
+    python scripts/benchmark.py all         all of them, one after the other
 
-Times are the median of interleaved repetitions. Peak memory is what a step takes beyond what was there before it: of
-allocated tensors on a CUDA device, of resident pages of a process of its own on a CPU.
+Ratios are medians over the turns, with the smallest and the largest. --out writes everything measured as JSON.
 """
 
 import argparse
 import multiprocessing
-import re
-import statistics
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch.func import functional_call
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mnemonics.exemplars.unroll import GraphedSteps, Steps, plain_unrolled_gradient, unrolled_gradient
-from mnemonics.models import make_network
-from mnemonics.runtime import environment, prepare
+import benchmark_plain as plain
+import benchmark_unroll
+from benchmark_timing import by_turns, compared, floor, synchronize
 
-METHODS = {"ours": unrolled_gradient, "plain": plain_unrolled_gradient}
-NO_MEMORY = "-"
+from mnemonics import checkpoint, training
+from mnemonics.baselines import BASELINES
+from mnemonics.config import parse_args
+from mnemonics.data.augment import Crops
+from mnemonics.data.batches import epoch_draws
+from mnemonics.evaluation import class_means, features_of, predict
+from mnemonics.exemplars.selection import herding_selection
+from mnemonics.experiment import run
+from mnemonics.models import make_network
+from mnemonics.runtime import environment, peak_memory_bytes
+from mnemonics.setup import Experiment, set_up
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("unroll",), help="what to measure")
+    parser.add_argument("what", choices=(*PARTS, "all"), help="what to measure")
+    parser.add_argument("--dataset", default="cifar100", help="as in main.py (%(default)s)")
+    parser.add_argument("--data_dir", default="data", help="as in main.py (%(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     parser.add_argument("--network", default="resnet32", help="(%(default)s)")
-    parser.add_argument("--batch", type=int, default=100, help="exemplars and validation images (%(default)s)")
-    parser.add_argument("--steps", type=int, nargs="+", default=[4, 16, 64], help="values of K (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="timed repetitions at the smallest K (%(default)s)")
-    parser.add_argument("--max_plain_gib", type=float, default=16.0, help="skip plain above this (%(default)s)")
+    parser.add_argument("--images", type=int, default=5120, help="images of a timed turn of training (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed turns, after one to warm up (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of each phase in protocol (%(default)s)")
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2, 4, 8], help="runs at once in jobs (%(default)s)")
+    parser.add_argument("--out", type=Path, help="write what was measured as JSON")
+    benchmark_unroll.add_arguments(parser)
     args = parser.parse_args()
-    benchmark_unroll(args)
-
-
-def benchmark_unroll(args: argparse.Namespace) -> None:
-    """Print time and peak memory of one outer step for each K, ours and plain."""
     facts = environment(torch.device(args.device))
-    print(f"one outer step, {args.network}, 32x32, batch {args.batch}, float32, {facts['device_name']}, "
-          f"{facts['threads']} threads, torch {facts['torch']}")  # fmt: skip
-    print(f"{'K':>4} {'ours s':>8} {'plain s':>8} {'ratio':>6} {'ours MiB':>9} {'plain MiB':>10}")
-    first, plain_per_step = {}, 0.0
-    for K in args.steps:
-        methods = ["ours"] if plain_per_step * K > args.max_plain_gib * 2**30 else ["ours", "plain"]
-        memory = {name: isolated(peak_memory, args, name, K) for name in methods}
-        seconds = step_seconds(args, methods, K)
-        first = first or memory
-        plain_per_step = memory.get("plain", 0.0) / K or plain_per_step
-        ratio = f"{seconds['ours'] / seconds['plain']:.2f}" if "plain" in seconds else NO_MEMORY
-        shown = [f"{seconds[n]:.2f}" if n in seconds else NO_MEMORY for n in METHODS]
-        mebibytes = [f"{memory[n] / 2**20:.0f}" if n in memory else NO_MEMORY for n in METHODS]
-        print(f"{K:>4} {shown[0]:>8} {shown[1]:>8} {ratio:>6} {mebibytes[0]:>9} {mebibytes[1]:>10}", flush=True)
-    print(f"ours: peak memory at K = {K} is {memory['ours'] / first['ours']:.2f} x that at K = {args.steps[0]}")
-    print(f"{NO_MEMORY}: plain would need about {plain_per_step * K / 2**30:.0f} GiB at K = {K}, skipped")
+    print(f"{facts['device_name']}, {facts['cpu_count']} CPUs, {facts['threads']} threads, torch {facts['torch']}")
+    results = {"environment": facts, "arguments": {k: str(v) for k, v in vars(args).items()}}
+    for name in PARTS if args.what == "all" else [args.what]:
+        results[name] = PARTS[name](args)
+        if args.out:
+            checkpoint.write_json(args.out, results)
 
 
-def make_step(args: argparse.Namespace, name: str, K: int):
-    """A function that computes one exemplar gradient."""
-    device = torch.device(args.device)
-    prepare(device, deterministic=False)
-    torch.manual_seed(0)
-    model = make_network(args.network, 10, device).eval()
-    x, xv = torch.randn(2, args.batch, 3, 32, 32, device=device)
-    labels = torch.arange(args.batch, device=device) % 10
-    parameters = dict(model.named_parameters())
-
-    def loss(parameters, images):
-        return F.cross_entropy(functional_call(model, parameters, (images,)), labels)
-
-    steps = GraphedSteps(loss, parameters, x, ()) if name == "graphed" else Steps(loss, parameters)
-
-    def step() -> None:
-        METHODS[name](steps, lambda p: loss(p, xv), parameters, x, [()] * K, [0.01] * K)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return step
+def experiment_of(args: argparse.Namespace, *flags: str) -> Experiment:
+    """The data and settings of a run with N = 5 phases."""
+    return set_up(parse_args([*common_flags(args), *flags]))
 
 
-def step_seconds(args: argparse.Namespace, methods: list[str], K: int) -> dict[str, float]:
-    """Median seconds of a step for each method, measured by turns after one warm-up each."""
-    steps = {name: make_step(args, name, K) for name in methods}
-    times: dict[str, list[float]] = {name: [] for name in methods}
-    for repeat in range(1 + max(1, args.repeats * args.steps[0] // K)):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if repeat:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+def common_flags(args: argparse.Namespace) -> list[str]:
+    names = ("dataset", "data_dir", "device", "network")
+    return ["--nb_phases", "5", *(word for name in names for word in (f"--{name}", str(getattr(args, name))))]
 
 
-def peak_memory(args: argparse.Namespace, name: str, K: int) -> int:
-    """Bytes that a step takes at its peak, beyond what is there after one on two images, which loads the libraries."""
-    make_step(argparse.Namespace(**{**vars(args), "batch": 2}), "ours", 1)()
-    step = make_step(args, name, K)
-    if args.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    before = resident_bytes("VmRSS")
-    step()
-    return resident_bytes("VmHWM") - before
+def benchmark_train(args: argparse.Namespace) -> dict:
+    """Training of phase 0, then of phase 1 with the loss of each baseline, teacher included."""
+    results = []
+    for phase_index, name in [(0, "lucir"), *((1, name) for name in BASELINES)]:
+        experiment = experiment_of(args, "--baseline", name)
+        turns, model, data = training_turns(experiment, phase_index, args.images)
+        if phase_index == 0:
+            batch = experiment.prep.plain(data.images[: experiment.config.train_batch_size])
+            bf16 = experiment.device.type == "cuda"
+            results.append(floor(plain.contiguous(model).train(), batch, experiment.device, bf16))
+        what = f"train, phase {phase_index}" + (f", {name}" if phase_index else "")
+        results.append(compared(what, by_turns(turns, args.repeats), len(data), "images/s"))
+    return {"results": results}
 
 
-def resident_bytes(field: str) -> int:
-    """Resident memory of this process (Linux): "VmRSS" now, "VmHWM" at its peak. The peak that getrusage gives starts
-    at that of the parent process."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+) kB", status).group(1)) * 1024
+def training_turns(experiment: Experiment, phase_index: int, images: int) -> tuple[dict, torch.nn.Module, object]:
+    """One epoch over `images` images as ours and plain train it; the network and the data."""
+    config, prep, phases = experiment.config, experiment.prep, experiment.protocol.phases
+    model = make_network(config.network, phases[0].seen, experiment.device)
+    baseline = BASELINES[config.baseline](config)
+    for phase in phases[: phase_index + 1]:
+        baseline.begin_phase(model, phase, experiment.train_data([phase])[:256], prep)
+    data = experiment.train_data(list(phases[: phase_index + 1]))
+    data = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:images]]
+    data = type(data)(data.images.contiguous(), data.labels)
+    reference = plain.contiguous(model)
+    optimizer = plain.sgd(reference, baseline, config)
+    batches = plain.loader(experiment, data, config.train_batch_size, training=True)
+    model.train()
+    _, step = training.sgd_step(model, baseline, data, prep, config)
+    draws = torch.Generator(experiment.device).manual_seed(0)
+
+    def ours() -> None:
+        for draw in epoch_draws(len(data), prep, config.train_batch_size, draws):
+            step(*draw)
+        synchronize(experiment.device)
+
+    def plainly() -> None:
+        plain.train_epoch(reference, baseline, optimizer, batches, experiment.device)
+
+    return {"ours": ours, "plain": plainly}, model, data
 
 
-def isolated(function, *arguments):
-    """Call `function` in a fresh process: the peak of resident memory never falls in an old one."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+def benchmark_augment(args: argparse.Namespace) -> dict:
+    """Augmentation alone; the plain one in this process, without workers."""
+    experiment = experiment_of(args)
+    data, prep = experiment.train_data(list(experiment.protocol.phases))[: args.images], experiment.prep
+    draws = torch.Generator(experiment.device).manual_seed(0)
+    batches = plain.loader(experiment, data, 128, training=True, workers=0)
+
+    def ours() -> None:
+        for index, *crops in epoch_draws(len(data), prep, 128, draws):
+            prep.augmented(data.images[index], Crops(*crops))
+        synchronize(experiment.device)
+
+    def plainly() -> None:
+        for images, _ in batches:
+            images.to(experiment.device)
+
+    times = by_turns({"ours": ours, "plain": plainly}, args.repeats)
+    return compared("augment", times, len(data), "images/s")
+
+
+def benchmark_select(args: argparse.Namespace) -> dict:
+    """Exemplars of phase 0: features of all its images, then herding of 20 of each class."""
+    experiment = experiment_of(args)
+    phase, size = experiment.protocol.phases[0], experiment.config.eval_batch_size
+    data, model = experiment.train_data([phase]), make_network(args.network, phase.seen, experiment.device)
+    reference, herding_seconds = plain.contiguous(model), []
+
+    def ours() -> None:
+        features = features_of(model, data.images, experiment.prep, size)
+        synchronize(experiment.device)
+        start = time.perf_counter()
+        herding_selection(features, data.labels, 20)
+        synchronize(experiment.device)
+        herding_seconds.append(time.perf_counter() - start)
+
+    functions = {"ours": ours, "plain": lambda: plain.select(experiment, reference, data, 20, size)}
+    times = by_turns(functions, 1, warm_up=False)
+    result = compared(f"select, {phase.seen} classes", times, len(data), "images/s")
+    print(f"  of which our herding, after the features: {herding_seconds[-1]:.2f} s")
+    return result | {"herding_seconds": herding_seconds}
+
+
+def benchmark_evaluate(args: argparse.Namespace) -> dict:
+    """CNN and NME accuracy on all test images, the means included."""
+    experiment = experiment_of(args)
+    phase, size, prep = experiment.protocol.phases[-1], experiment.config.eval_batch_size, experiment.prep
+    test, model = experiment.test_data(phase), make_network(args.network, phase.seen, experiment.device)
+    everything = experiment.train_data(list(experiment.protocol.phases))
+    exemplars = everything[torch.cat([(everything.labels == c).nonzero()[:20, 0] for c in range(phase.seen)])]
+    reference = plain.contiguous(model)
+
+    def ours() -> None:
+        means = class_means(model, exemplars, phase.seen, prep, size)
+        predict(model, test.images, {"nme": means}, prep, size)
+        synchronize(experiment.device)
+
+    def plainly() -> None:
+        plain.cnn_accuracy(reference, plain.loader(experiment, test, size), experiment.device)
+        plain.nme_accuracy(experiment, reference, exemplars, test, size)
+
+    times = by_turns({"ours": ours, "plain": plainly}, args.repeats)
+    return compared("evaluate", times, len(test), "images/s")
+
+
+def benchmark_protocol(args: argparse.Namespace) -> dict:
+    """A whole run, LwF's loss with herding exemplars, by main.py's `run` and by the plain pipeline: once each."""
+    flags = f"--method baseline --baseline icarl --epochs {args.epochs}".split()
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = experiment_of(args, *flags, "--out", folder)
+        baseline = BASELINES["icarl"](experiment.config)
+        model = make_network(args.network, experiment.protocol.phases[0].seen, experiment.device)
+        accuracies: dict[str, object] = {}
+
+        def ours() -> None:
+            results, _ = run(parse_args([*common_flags(args), *flags, "--out", folder]))
+            accuracies["ours"] = [[p["accuracy"]["cnn"], p["accuracy"]["nme"]] for p in results["phases"]]
+
+        def plainly() -> None:
+            accuracies["plain"] = plain.protocol(experiment, baseline, plain.contiguous(model))
+
+        times = by_turns({"ours": ours, "plain": plainly}, 1, warm_up=False)
+    peak = peak_memory_bytes(experiment.device)
+    result = compared(f"protocol, {args.epochs} epochs a phase", times, 3600, "runs/hour")
+    minutes = {name: values[0] / 60 for name, values in times.items()}
+    print(f"  minutes: ours {minutes['ours']:.2f}, plain {minutes['plain']:.2f}; peak memory {peak / 1e9:.2f} GB")
+    return result | {"accuracies": accuracies, "peak_memory_bytes": peak}
+
+
+def benchmark_jobs(args: argparse.Namespace) -> dict:
+    """Images/s of phase-0 training of all processes together, for each number of them."""
+    rows = []
+    for jobs in args.jobs:
+        with multiprocessing.get_context("spawn").Pool(jobs, initializer=share_cores, initargs=(jobs,)) as pool:
+            speeds = pool.map(train_for_a_while, [args] * jobs, chunksize=1)
+        rows.append({"jobs": jobs, "images_per_second": speeds})
+        print(f"jobs, {jobs} at once: {sum(speeds):,.0f} images/s together", flush=True)
+    return {"rows": rows}
+
+
+def share_cores(jobs: int) -> None:
+    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+
+
+def train_for_a_while(args: argparse.Namespace) -> float:
+    """Images/s of this process over the timed turns."""
+    turns, _, data = training_turns(experiment_of(args), 0, args.images)
+    times = by_turns({"ours": turns["ours"]}, args.repeats)["ours"]
+    return len(data) * len(times) / sum(times)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict]] = {
+    "train": benchmark_train,
+    "augment": benchmark_augment,
+    "select": benchmark_select,
+    "evaluate": benchmark_evaluate,
+    "protocol": benchmark_protocol,
+    "jobs": benchmark_jobs,
+    "unroll": benchmark_unroll.benchmark_unroll,
+}
 
 
 if __name__ == "__main__":

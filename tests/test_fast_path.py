@@ -40,12 +40,9 @@ def network(device=CPU):
 
 
 def fast_losses(config, device=CPU, name="lwf", phases=1, steps=STEPS):
-    """Losses of the first steps of the last of `phases` phases, as `train_phase` takes them; also the trained network."""
-    model, baseline, data = (
-        network(device).to(memory_format=torch.channels_last),
-        BASELINES[name](config),
-        images(device=device),
-    )
+    """Losses of the first steps of the last of `phases` phases, as `train_phase` takes them; and the network."""
+    model, baseline = network(device).to(memory_format=torch.channels_last), BASELINES[name](config)
+    data = images(device=device)
     for phase in make_protocol(10, 5, 1, 1993).phases[:phases]:
         new = images(20, device=device)
         new.labels.fill_(phase.seen - 1)

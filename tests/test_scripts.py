@@ -1,6 +1,7 @@
 """The scripts of measurements, at sizes that only show that they work."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,20 @@ def script(name, *arguments):
 def test_benchmark_unroll_compares_time_and_memory():
     out = script("benchmark.py", "unroll", "--network", "resnet8", "--batch", 4, "--steps", 2, 8, "--repeats", 1)
     rows = [line.split() for line in out.splitlines() if line.split()[:1] in (["2"], ["8"])]
+    assert [len(row) for row in rows] == [6, 6]
     assert [row[0] for row in rows] == ["2", "8"]
     assert all(float(cell) > 0 for row in rows for cell in row)
     assert "peak memory at K = 8 is" in out
+
+
+def test_benchmark_compares_every_part_with_the_plain_pipeline(tmp_path):
+    small = ("--dataset", "digits", "--network", "resnet8", "--device", "cpu", "--images", 96, "--repeats", 1)
+    for part, rows in {"train": 7, "augment": 1, "evaluate": 1, "protocol": 1}.items():
+        out = script("benchmark.py", part, *small, "--epochs", 1, "--out", tmp_path / "out.json")
+        assert len(re.findall(r"ours +[\d,.]+ .*plain +[\d,.]+ .*: [\d.]+ x", out)) == rows
+        results = json.loads((tmp_path / "out.json").read_text())[part]
+    chance = 100 / 10
+    assert all(cnn > chance and nme > 2 * chance for runs in results["accuracies"].values() for cnn, nme in runs[:2])
 
 
 def test_exemplar_study_measures_continues_and_tabulates(cifar100_mini, tmp_path):
