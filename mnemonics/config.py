@@ -75,7 +75,7 @@ class ExperimentConfig:
     custom_momentum: float = setting(0.9, "momentum of the model level")
     custom_weight_decay: float = setting(5e-4, "weight decay of the model level")
     train_batch_size: int = setting(128, "training batch size of the model level")
-    eval_batch_size: int = setting(500, "batch size of evaluation and feature extraction")
+    eval_batch_size: int = setting(200, "batch size of evaluation and feature extraction")
     T: float = setting(2.0, "temperature of the distillation")
     beta: float = setting(0.25, "LwF and iCaRL: weight of the distillation")
     lamda: float = setting(5.0, "LUCIR: weight of the less-forget loss, before its factor sqrt(old / new classes)")

@@ -76,6 +76,8 @@ def split_off(experiment: Experiment, baseline: Baseline, phase: Phase) -> tuple
     random images of each class that will be stored as they are."""
     data = experiment.train_data([phase])
     per_class = baseline.held_out(quota(experiment, phase))
+    if per_class == 0:
+        return data, data[:0]
     chosen = random_selection(data.labels, per_class, experiment.generator(phase, "held-out images"))
     rest = torch.ones(len(data), dtype=torch.bool, device=data.labels.device)
     rest[chosen] = False
@@ -93,7 +95,7 @@ def learn_classes(
         What results.json says of it.
     """
     config, prep = experiment.config, experiment.prep
-    if phase.index == 0:
+    if phase.index == 0 and baseline.held_out(quota(experiment, phase)):
         new_data = experiment.train_data([phase])
     old_data = state.memory.data if baseline.rehearses == "exemplars" else state.memory.data[:0]
     if baseline.rehearses == "everything" and phase.index > 0:

@@ -12,8 +12,6 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from scipy import stats
-
 from mnemonics.config import BOUNDS
 from mnemonics.paper import DATASETS, ORDER, adjusted, differences, images_per_class, paper_number, place, settings
 from mnemonics.report import AVERAGE, FORGETTING, Results, percent
@@ -33,6 +31,8 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and half the width of its 95% confidence interval by Student's t; None for a single value."""
     if len(values) == 1:
         return values[0], None
+    from scipy import stats  # 60 MB that a single run need not spend
+
     t = stats.t.ppf(0.975, len(values) - 1)
     return statistics.fmean(values), float(t) * statistics.stdev(values) / math.sqrt(len(values))
 

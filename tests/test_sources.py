@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import CIFAR100
 
 from mnemonics.config import ExperimentConfig, UsageError
 from mnemonics.data import cifar100
@@ -33,7 +34,7 @@ def no_download(monkeypatch):
     def unexpected(*args, **kwargs):
         raise AssertionError("download was not expected")
 
-    monkeypatch.setattr(cifar100, "download_url", unexpected)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", unexpected)
 
 
 def split(name: str) -> dict:
@@ -534,11 +535,11 @@ def test_offline(tmp_path, monkeypatch):
         calls.append(args)
         raise URLError("Name or service not known\nat all")
 
-    monkeypatch.setattr(cifar100, "download_url", offline)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", offline)
     line = message(tmp_path / "new" / "data")
     assert line.startswith("there is no CIFAR-100, and the download failed (URLError: ")
     assert ARCHIVE in line
-    assert cifar100.CIFAR100.url in line
+    assert CIFAR100.url in line
     assert len(calls) == 1
 
 
@@ -549,11 +550,10 @@ def test_download(archive, tmp_path, monkeypatch):
         calls.append((url, filename, md5))
         Path(root, filename).write_bytes(archive.read_bytes())
 
-    monkeypatch.setattr(cifar100, "download_url", serve)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", serve)
     assert_synthetic(load(tmp_path / "new" / "data"))
     assert_synthetic(load(tmp_path / "new" / "data"))
-    official = cifar100.CIFAR100
-    assert calls == [(official.url, ARCHIVE, official.tgz_md5)]
+    assert calls == [(CIFAR100.url, ARCHIVE, CIFAR100.tgz_md5)]
     assert sorted(p.name for p in (tmp_path / "new" / "data").iterdir()) == [FOLDER, ARCHIVE]
 
 
@@ -566,7 +566,7 @@ def test_an_interrupted_download_is_not_taken_for_an_archive(archive, tmp_path, 
         assert not (target / ARCHIVE).exists()  # not even while it is under way, so being killed does no harm either
         raise interruption
 
-    monkeypatch.setattr(cifar100, "download_url", interrupted)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", interrupted)
     with pytest.raises((UsageError, KeyboardInterrupt)):
         load(target)
     assert list(target.iterdir()) == []
@@ -647,3 +647,10 @@ def test_png_class_without_images(png):
     for path in (png / "train" / NAMES[7]).iterdir():
         path.unlink()
     assert f"{png / 'train' / NAMES[7]} has no PNG file" in message(png)
+
+
+def test_the_facts_about_the_official_files_are_torchvisions():
+    sums = {**dict(CIFAR100.train_list), **dict(CIFAR100.test_list), "meta": CIFAR100.meta["md5"]}
+    assert sums == cifar100.OFFICIAL_MD5
+    names = CIFAR100.url, CIFAR100.base_folder, CIFAR100.filename, CIFAR100.tgz_md5
+    assert names == (cifar100.URL, FOLDER, ARCHIVE, cifar100.ARCHIVE_MD5)
