@@ -48,10 +48,10 @@ def run_phase(experiment: Experiment, baseline: Baseline, phase: Phase, state: S
     seconds: dict[str, float] = {}
     new_data, held_out = split_off(experiment, baseline, phase)  # D_i
     with timed(seconds, "train", device):
-        facts = learn_classes(experiment, baseline, phase, new_data, state, log)  # Eq. 6
+        facts = learn_classes(experiment, baseline, phase, new_data, held_out, state, log)  # Eq. 6
     with timed(seconds, "exemplars", device):
-        start, new, losses = renew_exemplars(experiment, baseline, phase, new_data, held_out, state)  # Eq. 9, 10
-        baseline.calibrate(state.model, state.held_out.data, prep)
+        per_class, _ = quotas(experiment, baseline, phase)
+        start, new, losses = renew_exemplars(experiment, phase, new_data, per_class, state)  # Eq. 9, 10
     before = after = evaluate(experiment, phase, state, seconds)
     if config.finetune_epochs and phase.index > 0:  # after phase 0 there is no bias to remove
         with timed(seconds, "finetune", device):
@@ -66,16 +66,18 @@ def run_phase(experiment: Experiment, baseline: Baseline, phase: Phase, state: S
         log.scalar(f"accuracy/{name}", percent, phase.index)
 
 
-def quota(experiment: Experiment, phase: Phase) -> int:
-    """How many exemplars each class may keep after `phase`."""
-    return exemplars_per_class(experiment.config, phase.seen, experiment.source.smallest_class()[1])
+def quotas(experiment: Experiment, baseline: Baseline, phase: Phase) -> tuple[int, int]:
+    """How many exemplars each class may keep after `phase`: (for training, held out by the baseline)."""
+    per_class = exemplars_per_class(experiment.config, phase.seen, experiment.source.smallest_class()[1])
+    held_out = baseline.held_out(per_class)
+    return per_class - held_out, held_out
 
 
 def split_off(experiment: Experiment, baseline: Baseline, phase: Phase) -> tuple[LabelledImages, LabelledImages]:
     """D_i, split into what the model level and the exemplars may use, and what the baseline holds out (often nothing):
     random images of each class that will be stored as they are."""
     data = experiment.train_data([phase])
-    per_class = baseline.held_out(quota(experiment, phase))
+    _, per_class = quotas(experiment, baseline, phase)
     if per_class == 0:
         return data, data[:0]
     chosen = random_selection(data.labels, per_class, experiment.generator(phase, "held-out images"))
@@ -85,9 +87,16 @@ def split_off(experiment: Experiment, baseline: Baseline, phase: Phase) -> tuple
 
 
 def learn_classes(
-    experiment: Experiment, baseline: Baseline, phase: Phase, new_data: LabelledImages, state: State, log: RunLog
+    experiment: Experiment,
+    baseline: Baseline,
+    phase: Phase,
+    new_data: LabelledImages,
+    held_out: LabelledImages,
+    state: State,
+    log: RunLog,
 ) -> dict:
-    """Train the model of `state` on D_i and the exemplars, with the loss of the baseline (Eq. 6).
+    """Train the model of `state` on D_i and the exemplars, with the loss of the baseline (Eq. 6), and let the baseline
+    calibrate it. The memory is then cut to what may be kept, and what is held out added to it.
 
     Phase 0 trains on what is held out too: nothing is calibrated there, and so all baselines have the same model.
 
@@ -95,7 +104,7 @@ def learn_classes(
         What results.json says of it.
     """
     config, prep = experiment.config, experiment.prep
-    if phase.index == 0 and baseline.held_out(quota(experiment, phase)):
+    if phase.index == 0 and len(held_out):
         new_data = experiment.train_data([phase])
     old_data = state.memory.data if baseline.rehearses == "exemplars" else state.memory.data[:0]
     if baseline.rehearses == "everything" and phase.index > 0:
@@ -107,30 +116,26 @@ def learn_classes(
     shared = trained_or_taken(experiment, state.model, data, train) if phase.index == 0 else train()
     if shared and shared["taken"]:
         log.line(f"phase 0: model {shared['key']} of {config.phase0_dir}, trained in {shared['train_seconds']:.0f} s")
+    kept, kept_held_out = quotas(experiment, baseline, phase)
+    state.memory = state.memory.shrunk_to(kept)
+    state.held_out = state.held_out.shrunk_to(kept_held_out).extended(held_out)
+    baseline.calibrate(state.model, state.held_out.data, prep)
     facts = {"train_images": {"new": len(new_data), "old": len(old_data)}}
     return facts | ({"phase0_model": shared} if shared else {})
 
 
 def renew_exemplars(
-    experiment: Experiment,
-    baseline: Baseline,
-    phase: Phase,
-    new_data: LabelledImages,
-    held_out: LabelledImages,
-    state: State,
+    experiment: Experiment, phase: Phase, new_data: LabelledImages, per_class: int, state: State
 ) -> tuple[LabelledImages, LabelledImages, dict[str, float] | None]:
-    """Make exemplars of the new classes (Eq. 9), adjust the old ones (Eq. 10) and put both into the memory of `state`.
-    The share of the baseline's held-out images is stored beside them.
+    """Make `per_class` exemplars of each new class (Eq. 9), adjust old ones (Eq. 10) and put both into the memory of
+    `state`.
 
     Returns:
         The real images started from, the new exemplars, and their validation losses where they were optimised.
     """
     config, prep, model = experiment.config, experiment.prep, state.model
-    per_class = quota(experiment, phase)
-    per_class_held_out = baseline.held_out(per_class)
-    state.held_out = state.held_out.shrunk_to(per_class_held_out).extended(held_out)
-    start = new = select_exemplars(experiment, phase, model, new_data, per_class - per_class_held_out)
-    old, losses = state.memory.shrunk_to(per_class - per_class_held_out), None
+    start = new = select_exemplars(experiment, phase, model, new_data, per_class)
+    old, losses = state.memory, None
     settings, augmented = BilevelSettings.of(config), config.mnemonics_augment
     if config.exemplars == "mnemonics":
         draws = experiment.generator(phase, "new exemplars")

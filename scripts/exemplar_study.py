@@ -154,9 +154,9 @@ def start_state(base: Experiment, part: str, seed: int, work_dir: Path, log: Run
         state = State(model, empty, empty, [])
         for phase in base.protocol.phases[: last_phase + 1]:
             new_data, held_out = split_off(experiment, baseline, phase)
-            learn_classes(experiment, baseline, phase, new_data, state, log)
+            learn_classes(experiment, baseline, phase, new_data, held_out, state, log)
             if phase.index < last_phase:
-                renew_exemplars(experiment, baseline, phase, new_data, held_out, state)
+                renew_exemplars(experiment, phase, new_data, experiment.config.nb_protos, state)
         checkpoint.save(path, {"model": state.model.state_dict(), "exemplars": vars(state.memory.data)})
     stored = checkpoint.load(path, base.device)
     model = restore_network(base.config.network, stored["model"], base.device)
@@ -167,7 +167,8 @@ def measure_one(index: int, experiment: Experiment, state: State, log: RunLog) -
     """Make exemplars in phase `index`, fine-tune on them and test on all classes seen: accuracies before and after, in
     percent."""
     phase, baseline = experiment.protocol.phases[index], BASELINES[experiment.config.baseline](experiment.config)
-    *_, losses = renew_exemplars(experiment, baseline, phase, *split_off(experiment, baseline, phase), state)
+    new_data, _ = split_off(experiment, baseline, phase)
+    *_, losses = renew_exemplars(experiment, phase, new_data, experiment.config.nb_protos, state)
     before = evaluate(experiment, phase, state, {})["accuracy"]
     draws = experiment.generator(phase, "fine-tuning")
     finetune_on_exemplars(state.model, state.memory, experiment.prep, experiment.config, draws)
@@ -179,7 +180,8 @@ def measure_run(experiment: Experiment, state: State, log: RunLog) -> dict:
     """Six phases from the trained model of phase 0: accuracies after each, in percent."""
     phases = experiment.protocol.phases[:6]
     baseline = BASELINES[experiment.config.baseline](experiment.config)
-    renew_exemplars(experiment, baseline, phases[0], *split_off(experiment, baseline, phases[0]), state)
+    new_data, _ = split_off(experiment, baseline, phases[0])
+    renew_exemplars(experiment, phases[0], new_data, experiment.config.nb_protos, state)
     results = [evaluate(experiment, phases[0], state, {})["accuracy"]]
     for phase in phases[1:]:
         run_phase(experiment, baseline, phase, state, log)
