@@ -118,19 +118,23 @@ def unroll(
     rates: Sequence[float],
     momentum: float = 0.0,
     velocity: Tensor | None = None,
-) -> tuple[list[Tensor], list[Tensor | None]]:
+) -> tuple[Tensor, Tensor | None]:
     """Run K = len(rates) SGD steps (the forward recursion above) from θ (P,) and `velocity` (P,), by default 0.
 
     Returns:
-        ([θ_0, ..., θ_K], [v_0, ..., v_K]), detached; without momentum every v_k is None, as v_{k+1} = g_k then.
+        (θ_0, ..., θ_K) as (K + 1, P) and v_0, ..., v_K likewise, or None without momentum, as v_{k+1} = g_k then. Each
+        is one block of memory: many small ones would leave holes between the temporaries of the steps.
     """
-    points, velocities = [θ.detach()], [velocity]
-    for draw, rate in zip(draws, rates, strict=True):
-        step = steps.gradient(points[-1], inputs, draw)
+    points = θ.new_empty(len(rates) + 1, len(θ))
+    velocities = torch.zeros_like(points) if momentum else None
+    points[0] = θ.detach()
+    if momentum and velocity is not None:
+        velocities[0] = velocity
+    for k, (draw, rate) in enumerate(zip(draws, rates, strict=True)):
+        step = steps.gradient(points[k], inputs, draw)
         if momentum:
-            step = step.clone() if velocities[-1] is None else step.add(velocities[-1], alpha=momentum)
-        points.append(points[-1].sub(step, alpha=rate))
-        velocities.append(step if momentum else None)
+            step = torch.add(step, velocities[k], alpha=momentum, out=velocities[k + 1])
+        torch.sub(points[k], step, alpha=rate, out=points[k + 1])
     return points, velocities
 
 
@@ -163,27 +167,27 @@ def unrolled_gradient(
     Returns:
         V(θ_K), dV/dx, dV/dα and θ_K.
     """
-    segments, starts = segments_of(len(rates)), []
-    points, velocities = [steps.layout.flatten(parameters)], [None]
+    segments, starts = segments_of(len(rates)), [(steps.layout.flatten(parameters), None)]
     for segment in segments:
-        starts.append((points[-1], velocities[-1]))
-        points, velocities = unroll(steps, points[-1], inputs, draws[segment], rates[segment], momentum, velocities[-1])
-    θ_K = points.pop().requires_grad_()
+        points, velocities = unroll(
+            steps, starts[-1][0], inputs, draws[segment], rates[segment], momentum, starts[-1][1]
+        )
+        starts.append((points[-1].clone(), velocities[-1].clone() if momentum else None))
+    θ_K = starts.pop()[0].requires_grad_()
     loss = validation_loss(steps.layout.unflatten(θ_K))
     (λ,) = torch.autograd.grad(loss, θ_K)
     ν, inputs_grad, rates_grad = torch.zeros_like(λ), torch.zeros_like(inputs), [torch.zeros_like(loss)] * len(rates)
     for segment, (θ, velocity) in zip(reversed(segments), reversed(starts), strict=True):
         if segment is not segments[-1]:  # the points of the last one are still there
             points, velocities = unroll(steps, θ, inputs, draws[segment], rates[segment], momentum, velocity)
-            points.pop()
-        for k in reversed(range(len(rates))[segment]):
-            ν = ν.sub(λ, alpha=rates[k])
-            gradient, second_order, mixed = steps.reverse(points.pop(), inputs, draws[k], ν)
-            velocity = velocities.pop()  # v_{k+1}
-            rates_grad[k] = -λ.dot(gradient if velocity is None else velocity)
-            λ = λ + second_order
+        for k in reversed(range(segment.start, segment.stop)):
+            i = k - segment.start  # points[i] = θ_k
+            ν.sub_(λ, alpha=rates[k])
+            gradient, second_order, mixed = steps.reverse(points[i], inputs, draws[k], ν)
+            rates_grad[k] = -λ.dot(velocities[i + 1] if momentum else gradient)
+            λ += second_order
             inputs_grad += mixed
-            ν = momentum * ν
+            ν *= momentum
     return UnrolledGradient(loss.detach(), inputs_grad, torch.stack(rates_grad), steps.layout.unflatten(θ_K.detach()))
 
 
