@@ -131,3 +131,21 @@ def test_nb_runs_repeats_with_the_next_seeds(tmp_path, monkeypatch, capsys):
     half = 12.7062 * abs(a - b) / 2  # Student's t with one degree of freedom
     assert "2 runs, training seeds 5, 6" in said
     assert f"average accuracy: CNN {(a + b) / 2:.2f} +- {half:.2f}" in said
+
+
+@pytest.mark.parametrize("baseline", ["lucir", "bic"])
+def test_phases_of_lucir_and_bic_on_cifar100(cifar100_mini, tmp_path, baseline):
+    flags = f"--dataset cifar100 --data_dir {cifar100_mini} --network resnet8 --nb_phases 2 --epochs 1 --nb_protos 4 "
+    flags += f"--baseline {baseline} --mnemonics_epochs 1 --mnemonics_steps 1 --finetune_epochs 1 --out {tmp_path}"
+    experiment.run(parse_args(flags.split()))
+    phases = json.loads((tmp_path / "results.json").read_text())["phases"]
+    assert [p["classes_seen"] for p in phases] == [50, 75, 100]
+    assert all(p["exemplars_per_class"] == {"min": 4, "max": 4} for p in phases)
+    weights = checkpoint.load(tmp_path / "phase_2.pt", torch.device("cpu"))["model"]
+    classifier = "classifier.classifier." if baseline == "bic" else "classifier."
+    assert [len(weights[classifier + name]) for name in ("old_weight", "new_weight")] == [75, 25]
+    if baseline == "bic":
+        scale = weights["classifier.scale"]
+        assert (scale[:50] == 1).all()
+        assert scale[50:75].unique().numel() == scale[75:].unique().numel() == 1
+        assert scale[50] != 1 != scale[75]
