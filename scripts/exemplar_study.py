@@ -199,18 +199,22 @@ def markdown(results: list[dict]) -> str:
             continue
         lines += [f"| {part}: flags | n | CNN % | NME % | validation loss: start, optimised, rounded | minutes |"]
         lines += ["|---|---|---|---|---|---|"]
-        for flags, row in dict.fromkeys((r.get("flags", FLAGS), r["row"]) for r in rows):
-            same = [r for r in rows if (r.get("flags", FLAGS), r["row"]) == (flags, row)]
+        for which in dict.fromkeys(map(row_key, rows)):
+            same = [r for r in rows if row_key(r) == which]
             accuracy = [mean_and_error([r[column][name] for r in same]) for name in ("cnn", "nme")]
             losses = [r["validation_loss"] for r in same if r.get("validation_loss")]
             shown = [f"{statistics.mean(x[name] for x in losses):.3f}" for name in losses[0]] if losses else ["-"]
             minutes = statistics.mean(r["seconds"] for r in same) / 60
-            shown_row = row if flags == FLAGS else f"{flags} {row}"
-            lines.append(
-                f"| `{shown_row}` | {len(same)} | {' | '.join(accuracy)} | {', '.join(shown)} | {minutes:.1f} |"
-            )
+            lines.append(f"| `{which}` | {len(same)} | {' | '.join(accuracy)} | {', '.join(shown)} | {minutes:.1f} |")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def row_key(result: dict) -> str:
+    """What tells the rows of the table apart: the flags of the row, before them whatever is not as in most rows."""
+    flags = result.get("flags", FLAGS)
+    others = ([] if flags == FLAGS else [flags]) + ([] if result["epochs"] == 30 else [f"--epochs {result['epochs']}"])
+    return " ".join([*others, result["row"]])
 
 
 def mean_and_error(values: list[float]) -> str:
