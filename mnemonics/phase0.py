@@ -2,7 +2,8 @@
 
 In phase 0 there is nothing to forget, so runs that differ only in baseline, exemplars or later phases train the same
 network on the same images with the same draws. The file it is kept in is named by a key that holds everything its
-weights depend on, the images themselves included: a run that takes it has the numbers of one that trained it.
+weights depend on, the images themselves included: a run that takes it has the numbers of one that trained it (on a CPU
+up to rounding, where it was trained with another number of threads).
 """
 
 import fcntl
@@ -18,14 +19,23 @@ import torch
 from torch import nn
 
 from mnemonics import checkpoint
-from mnemonics.config import UsageError, result_settings
+from mnemonics.config import ExperimentConfig, UsageError, result_settings
 from mnemonics.data.batches import LabelledImages
 from mnemonics.setup import Experiment
 
-SETTINGS = (
-    *("dataset", "order_seed", "nb_cl_fg", "max_images_per_class", "network", "random_seed", "deterministic"),
-    *("epochs", "base_lr", "custom_momentum", "custom_weight_decay", "train_batch_size"),
+WITHOUT_EFFECT = (  # on phase 0; so are all settings of the exemplar level and of fine-tuning
+    *("nb_phases", "nb_cl", "method", "baseline", "weight_transfer", "exemplars", "nb_protos", "total_memory"),
+    *("eval_batch_size", "T", "beta", "lamda", "K", "dist", "lw_mr", "no_adjust", "adjust_always", "ncm"),
 )
+
+
+def phase0_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """The settings that the training of phase 0 depends on, those that a later version adds included."""
+    return {
+        name: value
+        for name, value in result_settings(config).items()
+        if name not in WITHOUT_EFFECT and not name.startswith(("mnemonics_", "finetune_"))
+    }
 
 
 def trained_or_taken(
@@ -59,9 +69,8 @@ def trained_or_taken(
 
 def key_of(experiment: Experiment, data: LabelledImages) -> str:
     """32 hex digits of the SHA-256 of all that the weights after phase 0 depend on."""
-    settings = result_settings(experiment.config)
-    machine = {"torch": torch.__version__, "device": experiment.device.type, "threads": torch.get_num_threads()}
-    facts = {name: settings[name] for name in SETTINGS} | machine
+    machine = {"torch": torch.__version__, "device": experiment.device.type}
+    facts = phase0_settings(experiment.config) | machine
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for tensor in (data.images, data.labels):
         digest.update(tensor.cpu().numpy().tobytes())

@@ -13,11 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnemonics.config import ExperimentConfig, result_settings
+from mnemonics.phase0 import phase0_settings
 
-AFTER_PHASE_0 = (  # settings that the training of phase 0 does not depend on; so are all mnemonics_... and finetune_...
-    *("nb_phases", "nb_cl", "method", "baseline", "weight_transfer", "exemplars", "nb_protos", "total_memory"),
-    *("eval_batch_size", "T", "beta", "lamda", "K", "dist", "lw_mr", "no_adjust", "adjust_always", "ncm"),
-)
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 30  # how long a process that was asked to end may take
 
@@ -38,10 +35,8 @@ class Run:
     @property
     def group(self) -> tuple[object, ...]:
         """Equal for runs that train the same model in phase 0, and share it."""
-        c, later = self.config, ("mnemonics_", "finetune_")
-        settings = result_settings(c).items()
-        kept = ((k, v) for k, v in settings if k not in AFTER_PHASE_0 and not k.startswith(later))
-        return (*kept, c.data_dir, c.device, c.gpu, c.phase0_dir)
+        c = self.config
+        return (*phase0_settings(c).items(), c.data_dir, c.device, c.gpu, c.phase0_dir)
 
     def in_phase_0(self) -> bool:
         """Whether phase 0 is still to be finished."""

@@ -5,11 +5,13 @@ from torch import Tensor, nn
 
 from mnemonics.models.layers import BiasCorrected, SplitCosineLinear, use_weight_transfer
 from mnemonics.models.resnet_cifar import CifarResNet, resnet_cifar
+from mnemonics.models.resnet_imagenet import ImageNetResNet, resnet_imagenet
 
 
-def make_network(name: str, num_classes: int, device: torch.device) -> CifarResNet:
+def make_network(name: str, num_classes: int, device: torch.device) -> CifarResNet | ImageNetResNet:
     """A new network with random weights, channels-last (about a third faster on a CPU), on `device`."""
-    return resnet_cifar(name, num_classes).to(device, memory_format=torch.channels_last)
+    make = resnet_imagenet if name == "resnet18" else resnet_cifar
+    return make(name, num_classes).to(device, memory_format=torch.channels_last)
 
 
 def restore_network(name: str, weights: dict[str, Tensor], device: torch.device) -> nn.Module:

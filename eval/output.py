@@ -1,0 +1,159 @@
+"""What an evaluation leaves behind: evaluation.json, evaluation.md and confusion.png."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mnemonics.checkpoint import atomic_write, write_json
+from mnemonics.config import UsageError
+from mnemonics.evaluation import summary
+from mnemonics.report import AVERAGE, DPI, FORGETTING, percent, save_png
+from mnemonics.tables import markdown
+
+NAMES = {
+    "cnn": "CNN = the class with the largest output of the network",
+    "nme": "NME = nearest mean of exemplars: the class whose mean exemplar feature is nearest to the image's (cosine)",
+    "ncm": "NCM = nearest class mean: the same with means over all training images, which a learner would no longer "
+    "have; an upper bound",
+}
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """int64 [num_classes, num_classes]: how many images of the row's label were predicted as the column's.
+
+    Args:
+        predicted, labels: int64 [n], positions in the class order below `num_classes`.
+    """
+    pairs = torch.bincount((labels * num_classes + predicted).cpu(), minlength=num_classes**2)
+    return pairs.view(num_classes, num_classes)
+
+
+def plot_confusion(counts: Tensor, starts: list[int], names: list[str], title: str, path: Path) -> None:
+    """Write a PNG of a confusion matrix: the share of each row, in percent.
+
+    Args:
+        counts: int64 [n, n], rows true labels, columns predictions, both in class order.
+        starts: first label of each phase; lines are drawn there.
+        names: names of the labels, shown where there are few.
+    """
+    share = 100 * counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
+    figure = Figure(figsize=(7.6, 6.6), dpi=DPI, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+    for start in starts[1:]:
+        axes.axhline(start - 0.5, color="0.6", linewidth=0.6)
+        axes.axvline(start - 0.5, color="0.6", linewidth=0.6)
+    if len(names) <= 20:
+        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set(xlabel="predicted class, in class order", ylabel="true class, in class order")
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    figure.colorbar(image, label="share of the class's test images (%)")
+    canvas.draw()
+    save_png(figure, path)
+
+
+def phase_line(result: dict[str, Any]) -> str:
+    """One line on an evaluated phase."""
+    percents = ", ".join(
+        f"{name.upper()} {value:.2f}% (phase-0 classes {result['phase0_accuracy'][name]:.2f}%)"
+        for name, value in result["accuracy"].items()
+    )
+    return f"phase {result['phase']}: {result['classes_seen']} classes, {percents}"
+
+
+def summary_of(phases: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """As in results.json, over the phases that were evaluated and the classifiers that all of them have. There is no
+    forgetting without phase 0."""
+    common = [name for name in phases[0]["accuracy"] if all(name in p["accuracy"] for p in phases)]
+    keys = ("accuracy", "phase0_accuracy")
+    result = summary([{key: {name: p[key][name] for name in common} for key in keys} for p in phases])
+    if phases[0]["phase"] > 0:
+        result["forgetting"] = dict.fromkeys(common)
+    return result
+
+
+def without_exemplars(phases: list[dict[str, Any]]) -> list[str]:
+    """Why there is no NME, where there is none."""
+    missing = [str(p["phase"]) for p in phases if p["exemplars_per_class"] is None]
+    if not missing:
+        return []
+    which = "" if len(missing) == len(phases) else f" of phases {', '.join(missing)}"
+    return [f"NME: not measured, because the checkpoints{which} hold no exemplars, from which its means are made"]
+
+
+def contradictions(said: bool | None, phases: list[dict[str, Any]]) -> list[str]:
+    """Where a folder's name (`said`) and the networks in it disagree about weight transfer."""
+    odd = [str(p["phase"]) for p in phases if p["phase"] > 0 and p["weight_transfer"] != said]
+    if said is None or not odd:
+        return []
+    return [f"weight transfer is {'on' if said else 'off'} by the folder's name, but not in phases {', '.join(odd)}"]
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """The tables of an evaluation with what each number is. Accuracies in percent, forgetting in points."""
+    phases, classifiers = result["phases"], list(dict.fromkeys(k for p in result["phases"] for k in p["accuracy"]))
+    shown = {name: name.upper() for name in classifiers}
+    header = ["phase", "classes", *(f"{shown[k]} %" for k in classifiers)]
+    header += [f"{shown[k]} % on phase-0 classes" for k in classifiers]
+    rows = [
+        [
+            str(p["phase"]),
+            str(p["classes_seen"]),
+            *(percent(p[key].get(k)) for key in ("accuracy", "phase0_accuracy") for k in classifiers),
+        ]
+        for p in phases
+    ]
+    transfer, headline = "from phase 1 on" if result["weight_transfer"] else "off", shown[result["headline"]]
+    lines = [
+        f"# {result['name']}",
+        "",
+        f"{result['dataset']}, {result['network']}, weight transfer {transfer}; headline classifier: {headline}",
+        "",
+        *markdown([header, *rows]),
+        "",
+        *(summary_lines(result, shown) if len(phases) > 1 else ()),
+        *(f"* {NAMES[k]}" for k in classifiers),
+        "* all on test images, all classes seen so far to choose from; phase-0 classes: only their test images",
+        *(f"* {notice}" for notice in result["notices"]),
+        "",
+        f"![confusion matrix of {headline} after phase {phases[-1]['phase']}](confusion.png)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def summary_lines(result: dict[str, Any], shown: dict[str, str]) -> list[str]:
+    """The table over all phases, and its definitions."""
+    titles = ("average accuracy %", "last accuracy %", "forgetting, points")
+    values = [result["summary"][key] for key in ("average_accuracy", "last_accuracy", "forgetting")]
+    rows = [[title, *(percent(v.get(k)) for k in shown)] for title, v in zip(titles, values, strict=True)]
+    evaluated, missing = len(result["phases"]), len(result["missing_phases"])
+    count = f"{evaluated} of all {evaluated + missing}" if missing else f"all {evaluated}"
+    return [*markdown([["", *shown.values()], *rows]), "", f"* {AVERAGE.format(phases=count)}", f"* {FORGETTING}"]
+
+
+def check_out(folder: Path) -> None:
+    """Raises UsageError where the results could not be written: better before the evaluation than after it."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UsageError(f"--out {folder}: cannot be written; name another folder")
+
+
+def write(folder: Path, result: dict[str, Any], confusion: Tensor, starts: list[int], names: list[str]) -> str:
+    """Write the three files. Returns the Markdown. Raises UsageError where the folder cannot be written."""
+    text = to_markdown(result)
+    title = f"{result['name']}: {result['headline'].upper()} after phase {result['phases'][-1]['phase']}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        plot_confusion(confusion, starts, names, title, folder / "confusion.png")
+        atomic_write(folder / "evaluation.md", text.encode())
+        write_json(folder / "evaluation.json", result)
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot be written ({error.strerror}); name another folder") from error
+    return text
