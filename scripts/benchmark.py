@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--network", default="resnet32", help="(%(default)s)")
     parser.add_argument("--images", type=int, default=5120, help="images of a timed turn of training (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="timed turns, after one to warm up (%(default)s)")
+    parser.add_argument("--baselines", nargs="+", default=list(BASELINES), help="those of train (%(default)s)")
     parser.add_argument("--epochs", type=int, default=2, help="epochs of each phase in protocol (%(default)s)")
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2, 4, 8], help="runs at once in jobs (%(default)s)")
     parser.add_argument("--out", type=Path, help="write what was measured as JSON")
@@ -77,7 +78,7 @@ def common_flags(args: argparse.Namespace) -> list[str]:
 def benchmark_train(args: argparse.Namespace) -> dict:
     """Training of phase 0, then of phase 1 with the loss of each baseline, teacher included."""
     results = []
-    for phase_index, name in [(0, "lucir"), *((1, name) for name in BASELINES)]:
+    for phase_index, name in [(0, "lucir"), *((1, name) for name in args.baselines)]:
         experiment = experiment_of(args, "--baseline", name)
         turns, model, data = training_turns(experiment, phase_index, args.images)
         if phase_index == 0:

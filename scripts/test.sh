@@ -4,4 +4,5 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 "$PY" -m ruff check .
 "$PY" -m ruff format --check --quiet .
-exec "$PY" -m pytest "$@"
+# one thread and one process per core: the networks of the tests are too small for several threads
+OMP_NUM_THREADS=1 exec "$PY" -m pytest -n auto --dist worksteal "$@"

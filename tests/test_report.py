@@ -140,7 +140,7 @@ def test_results_table_is_exactly_this(results):
         "last accuracy %     CNN 81.50  NME* 85.30",
         "forgetting, points  CNN 27.03   NME* 6.30",
         "",
-        "train images = images of the new classes + exemplars of the old ones",
+        "train images = images of the new classes + of old ones (exemplars, unless the baseline is a bound)",
         "budget: 20 exemplars per class (--nb_protos)",
         "average accuracy = mean over all 2 phases, phase 0 included, of the accuracy on the test images of all "
         "classes seen so far",
