@@ -5,6 +5,8 @@ cosines use the whole sphere; shortcuts that change the shape are 1x1 convolutio
 grows from phase to phase.
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,6 +36,26 @@ class BasicBlock(nn.Module):
         return F.relu(out) if self.final_relu else out
 
 
+def basic_blocks(stages: Sequence[int], blocks_per_stage: int) -> nn.Sequential:
+    """Stages of basic blocks with these numbers of channels, the first of which is what comes in. Every stage but the
+    first halves height and width; the very last block has no final ReLU."""
+    blocks, channels_in = [], stages[0]
+    for stage, channels in enumerate(stages):
+        for index in range(blocks_per_stage):
+            last = stage == len(stages) - 1 and index == blocks_per_stage - 1
+            stride = 2 if stage > 0 and index == 0 else 1
+            blocks.append(BasicBlock(channels_in, channels, stride, final_relu=not last))
+            channels_in = channels
+    return nn.Sequential(*blocks)
+
+
+def init_convolutions(network: nn.Module) -> None:
+    """Random weights for all convolutions (He et al. 2015)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
 class CifarResNet(nn.Module):
     """Three stages of basic blocks with 16, 32 and 64 channels, then global average pooling and a cosine classifier.
 
@@ -46,18 +68,9 @@ class CifarResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, CHANNELS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(CHANNELS[0])
-        blocks, channels_in = [], CHANNELS[0]
-        for stage, channels in enumerate(CHANNELS):
-            for index in range(blocks_per_stage):
-                last = stage == len(CHANNELS) - 1 and index == blocks_per_stage - 1
-                stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(BasicBlock(channels_in, channels, stride, final_relu=not last))
-                channels_in = channels
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = basic_blocks(CHANNELS, blocks_per_stage)
         self.classifier: Classifier = CosineLinear(self.num_features, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
 
     def features(self, x: Tensor) -> Tensor:
         """Features [n, 64] before the classifier, not normalised."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnemonics.models.layers import Classifier, CosineLinear, conv_bn
-from mnemonics.models.resnet_cifar import BasicBlock
+from mnemonics.models.resnet_cifar import basic_blocks, init_convolutions
 
 DEPTHS = {"resnet18": 2}  # name -> basic blocks per stage
 CHANNELS = (64, 128, 256, 512)
@@ -27,18 +27,9 @@ class ImageNetResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, CHANNELS[0], 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(CHANNELS[0])
-        blocks, channels_in = [], CHANNELS[0]
-        for stage, channels in enumerate(CHANNELS):
-            for index in range(blocks_per_stage):
-                last = stage == len(CHANNELS) - 1 and index == blocks_per_stage - 1
-                stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(BasicBlock(channels_in, channels, stride, final_relu=not last))
-                channels_in = channels
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = basic_blocks(CHANNELS, blocks_per_stage)
         self.classifier: Classifier = CosineLinear(self.num_features, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
 
     def features(self, x: Tensor) -> Tensor:
         """Features [n, 512] before the classifier, not normalised."""
