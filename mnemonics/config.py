@@ -5,7 +5,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
+
+IMAGENET = ("imagenet_sub", "imagenet")
+LARGEST_SMALL_IMAGE = 64  # pixels; larger images have the network, schedule and augmentation of ImageNet
 
 
 class UsageError(Exception):
@@ -27,8 +31,9 @@ class ExperimentConfig:
     # data and protocol
     dataset: str = setting(
         "cifar100",
-        "which images to learn: CIFAR-100, or scikit-learn's handwritten digits at 16x16 pixels",
-        choices=("cifar100", "digits"),
+        "which images to learn: CIFAR-100; scikit-learn's handwritten digits at 16x16 pixels; ImageNet or 100 classes "
+        "of it, as process_imagenet/ makes them; any folder with train/<class>/* and val/<class>/*",
+        choices=("cifar100", "digits", "imagenet_sub", "imagenet", "folder"),
     )
     data_dir: str = setting(
         "data", "folder that holds the data set, or where it is downloaded to", affects_results=False
@@ -41,6 +46,12 @@ class ExperimentConfig:
     order_seed: int = setting(1993, "seed of the class order")
     max_images_per_class: int | None = setting(
         None, "use only the first images of each class, training and test (all)", type=int
+    )
+    image_size: int | None = setting(
+        None,
+        "height and width in pixels that images of files are shown at (ImageNet: 224; folder: what the first "
+        "training image has on its short side, at most 224)",
+        type=int,
     )
 
     # method
@@ -64,13 +75,21 @@ class ExperimentConfig:
         None, "how exemplars are made (by --method)", type=str, choices=("mnemonics", "herding", "random")
     )
     network: str = setting(
-        "auto", "network; auto is resnet32", choices=("auto", "resnet8", "resnet20", "resnet32", "resnet56")
+        "auto",
+        "network; auto is resnet32 for images of up to 64 pixels, resnet18 for larger ones",
+        choices=("auto", "resnet8", "resnet20", "resnet32", "resnet56", "resnet18"),
     )
     nb_protos: int | None = setting(None, "exemplars kept per class (20); excludes --total_memory", type=int)
     total_memory: int | None = setting(None, "exemplars kept in total, shared equally by the classes seen", type=int)
 
     # model level (Eq. 6)
-    epochs: int = setting(160, "epochs of each phase; the rate drops tenfold at 50%% and 75%% of them")
+    epochs: int | None = setting(None, "epochs of each phase (160; 90 for images of more than 64 pixels)", type=int)
+    lr_drops: str | None = setting(
+        None,
+        "shares of the epochs after which the learning rate drops tenfold (1/2,3/4; 1/3,2/3 for images of more than "
+        "64 pixels)",
+        type=str,
+    )
     base_lr: float = setting(0.1, "learning rate of the model level")
     custom_momentum: float = setting(0.9, "momentum of the model level")
     custom_weight_decay: float = setting(5e-4, "weight decay of the model level")
@@ -78,7 +97,12 @@ class ExperimentConfig:
     eval_batch_size: int = setting(200, "batch size of evaluation and feature extraction")
     T: float = setting(2.0, "temperature of the distillation")
     beta: float = setting(0.25, "LwF and iCaRL: weight of the distillation")
-    lamda: float = setting(5.0, "LUCIR: weight of the less-forget loss, before its factor sqrt(old / new classes)")
+    lamda: float | None = setting(
+        None,
+        "LUCIR: weight of the less-forget loss, before its factor sqrt(old / new classes) (5; 10 for images of more "
+        "than 64 pixels)",
+        type=float,
+    )
     K: int = setting(2, "LUCIR: new classes that the margin ranking loss keeps away from each exemplar")
     dist: float = setting(0.5, "LUCIR: margin of the margin ranking loss, a difference of cosines")
     lw_mr: float = setting(1.0, "LUCIR: weight of the margin ranking loss")
@@ -153,6 +177,12 @@ class ExperimentConfig:
     gpu: int | None = setting(
         None, "number of the GPU: another way to say --device cuda:N", type=int, affects_results=False
     )
+    num_workers: int | None = setting(
+        None,
+        "processes that decode images of files; 0: none but the main one (one per core, at most 16)",
+        type=int,
+        affects_results=False,
+    )
     cuda_graphs: bool = setting(
         False, "capture the steps of the exemplar optimisation as CUDA graphs", affects_results=False
     )
@@ -169,38 +199,10 @@ class ExperimentConfig:
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(ExperimentConfig)}
-METHODS = {
-    "mnemonics": {"exemplars": "mnemonics", "weight_transfer": True},
-    "baseline": {"exemplars": "herding", "weight_transfer": False, "finetune_epochs": 0},
-}
 BOUNDS = ("finetune", "joint")  # lower and upper: nothing of the method applies to them
-EXEMPLAR_PRESETS = {
-    "default": {
-        "mnemonics_base": "new",
-        "mnemonics_start": "random",
-        "mnemonics_steps": 15,
-        "mnemonics_lr": 0.01,
-        "mnemonics_batch_size": 128,
-        "mnemonics_epochs": 20,
-        "mnemonics_outer_lr": 0.01,
-        "mnemonics_optimizer": "adam",
-        "finetune_epochs": 15,
-    },
-    "paper": {
-        "mnemonics_base": "new",
-        "mnemonics_start": "random",
-        "mnemonics_steps": 50,
-        "mnemonics_lr": 0.01,
-        "mnemonics_batch_size": 128,
-        "mnemonics_epochs": 50,
-        "mnemonics_outer_lr": 0.01,
-        "mnemonics_optimizer": "sgd",
-        "finetune_epochs": 50,
-    },
-}
 NON_NEGATIVE = (
     *("finetune_epochs", "custom_momentum", "custom_weight_decay", "beta", "lamda", "dist", "lw_mr"),
-    *("gpu", "random_seed", "order_seed"),
+    *("gpu", "num_workers", "random_seed", "order_seed"),
 )
 
 
@@ -248,6 +250,11 @@ def check(config: ExperimentConfig) -> None:
         if not math.isfinite(value) or value < 0 or (value == 0 and name not in NON_NEGATIVE):
             least = "at least 0" if name in NON_NEGATIVE else "greater than 0"
             raise UsageError(f"--{name} {value}: must be {least}")
+    if config.image_size is not None and config.dataset not in (*IMAGENET, "folder"):
+        raise UsageError(
+            f"--image_size {config.image_size}: {config.dataset} has its own; only images of files have none"
+        )
+    check_lr_drops(config.lr_drops)
     if config.mnemonics_subsets < 2:
         raise UsageError(f"--mnemonics_subsets {config.mnemonics_subsets}: at least 2; --no_adjust skips the adjusting")
     if config.nb_protos is not None and config.total_memory is not None:
@@ -266,19 +273,14 @@ def check(config: ExperimentConfig) -> None:
         raise UsageError(f"--gpu {config.gpu} contradicts --device {config.device}: give one of the two")
 
 
-def resolved(config: ExperimentConfig) -> ExperimentConfig:
-    """Fill in what depends on other settings: first from --method (a bound has neither weight transfer nor
-    fine-tuning), then from --mnemonics_preset, then the rest."""
-    bound = {"weight_transfer": False, "finetune_epochs": 0} if config.baseline in BOUNDS else {}
-    for preset in (bound, METHODS[config.method], EXEMPLAR_PRESETS[config.mnemonics_preset]):
-        missing = {name: value for name, value in preset.items() if getattr(config, name) is None}
-        config = dataclasses.replace(config, **missing)
-    rest = {"finetune_lr": config.mnemonics_lr} if config.finetune_lr is None else {}
-    if config.nb_protos is None and config.total_memory is None:
-        rest["nb_protos"] = 20
-    if config.network == "auto":
-        rest["network"] = "resnet32"
-    return dataclasses.replace(config, **rest)
+def check_lr_drops(shares: str | None) -> None:
+    """Raises UsageError unless `shares` is None or has the form 1/2,3/4."""
+    try:
+        ascending = [] if shares is None else [Fraction(share) for share in shares.split(",")]
+    except (ValueError, ZeroDivisionError):
+        ascending = [Fraction(0)]
+    if not all(0 < share < 1 for share in ascending) or ascending != sorted(ascending):
+        raise UsageError(f"--lr_drops {shares}: must be ascending shares between 0 and 1, as 1/2,3/4")
 
 
 def repetitions(config: ExperimentConfig) -> list[ExperimentConfig]:

@@ -4,18 +4,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnemonics.data.batches import LabelledImages, Preprocessing
+from mnemonics.data.batches import LabelledImages, Preprocessing, plain_batches
+from mnemonics.data.files import FileImages
 
 Accuracies = dict[str, float]
 
 
 @torch.no_grad()
 def features_of(
-    model: nn.Module, images: Tensor, prep: Preprocessing, batch_size: int, mirrored: bool = False
+    model: nn.Module, images: Tensor | FileImages, prep: Preprocessing, batch_size: int, mirrored: bool = False
 ) -> Tensor:
     """Features float [n, d] of uint8 images [n, 3, h, w], or of their mirror images (width axis), in eval mode."""
     model.eval()
-    batches = (batch.flip(3) if mirrored else batch for batch in images.split(batch_size))
+    batches = plain_batches(images, batch_size, prep.mean.device)
+    batches = (batch.flip(3) if mirrored else batch for batch in batches)
     return torch.cat([model.features(prep.plain(batch)) for batch in batches])
 
 
@@ -46,7 +48,7 @@ def class_means(
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, images: Tensor, means: dict[str, Tensor], prep: Preprocessing, batch_size: int
+    model: nn.Module, images: Tensor | FileImages, means: dict[str, Tensor], prep: Preprocessing, batch_size: int
 ) -> dict[str, Tensor]:
     """Predicted labels int64 [n] of uint8 images: "cnn" by the network output, and by the nearest of each set of means.
 

@@ -118,7 +118,7 @@ def learn_classes(
         log.line(f"phase 0: model {shared['key']} of {config.phase0_dir}, trained in {shared['train_seconds']:.0f} s")
     kept, kept_held_out = quotas(experiment, baseline, phase)
     state.memory = state.memory.shrunk_to(kept)
-    state.held_out = state.held_out.shrunk_to(kept_held_out).extended(held_out)
+    state.held_out = state.held_out.shrunk_to(kept_held_out).extended(held_out.loaded())
     baseline.calibrate(state.model, state.held_out.data, prep)
     facts = {"train_images": {"new": len(new_data), "old": len(old_data)}}
     return facts | ({"phase0_model": shared} if shared else {})
@@ -155,8 +155,9 @@ def select_exemplars(
     config = experiment.config
     if "herding" in (config.exemplars, config.mnemonics_start if config.exemplars == "mnemonics" else None):
         features = features_of(model, new_data.images, experiment.prep, config.eval_batch_size)
-        return new_data[herding_selection(features, new_data.labels, per_class)]
-    return new_data[random_selection(new_data.labels, per_class, experiment.generator(phase, "exemplar choice"))]
+        return new_data[herding_selection(features, new_data.labels, per_class)].loaded()
+    chosen = random_selection(new_data.labels, per_class, experiment.generator(phase, "exemplar choice"))
+    return new_data[chosen].loaded()
 
 
 def evaluate(experiment: Experiment, phase: Phase, state: State, seconds: dict[str, float]) -> dict[str, dict]:

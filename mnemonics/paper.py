@@ -6,7 +6,8 @@ Pure functions of the "config" of results.json and of `paper`, the content of re
 import dataclasses
 from typing import Any
 
-from mnemonics.config import BOUNDS, FIELDS, ExperimentConfig, resolved
+from mnemonics.config import BOUNDS, FIELDS, ExperimentConfig
+from mnemonics.presets import resolved
 from mnemonics.report import Results
 
 TABLES = {
@@ -15,7 +16,6 @@ TABLES = {
     "figure4": "figure4_accuracy_per_phase",
 }  # --table -> key of `paper`
 DATASETS = {"cifar100": "cifar100", "imagenet_sub": "imagenet_subset", "imagenet": "imagenet"}  # ours -> the paper's
-PAPER_IMAGENET = {"network": "resnet18", "epochs": 90, "lamda": 10.0}
 TRAIN_IMAGES = {"cifar100": 500}  # per class; a smaller copy of the data is not the paper's data
 NOT_COMPARED = {  # presets (what they became is compared), seeds, and what does not change the numbers shown
     *("method", "mnemonics_preset", "random_seed", "ncm", "deterministic", "eval_batch_size"),
@@ -63,7 +63,9 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that the numbers of a run depend on, its seed apart; older runs have defaults for newer settings."""
     leave = NOT_COMPARED | unused(config)
     names = [name for name, f in FIELDS.items() if f.metadata["affects_results"] and name not in leave]
-    values = {name: config.get(name, FIELDS[name].default) for name in names}
+    known = {name: value for name, value in config.items() if name in FIELDS}
+    complete = dataclasses.asdict(resolved(ExperimentConfig(**known)))
+    values = {name: complete[name] for name in names}
     first, later = config.get("nb_cl_fg"), config.get("nb_cl")
     if first is not None and later is not None and first == (first + config["nb_phases"] * later) // 2:
         values["nb_cl_fg"] = None
@@ -85,7 +87,6 @@ def paper_settings(config: dict[str, Any]) -> dict[str, Any]:
         weight_transfer=bool(config.get("weight_transfer")),
         finetune_epochs=None if config["finetune_epochs"] else 0,
         mnemonics_preset="paper",
-        **(PAPER_IMAGENET if config["dataset"].startswith("imagenet") else {}),
     )
     return dataclasses.asdict(resolved(user))
 

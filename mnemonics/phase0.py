@@ -72,8 +72,9 @@ def key_of(experiment: Experiment, data: LabelledImages) -> str:
     machine = {"torch": torch.__version__, "device": experiment.device.type}
     facts = phase0_settings(experiment.config) | machine
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for tensor in (data.images, data.labels):
-        digest.update(tensor.cpu().numpy().tobytes())
+    in_memory = isinstance(data.images, torch.Tensor)
+    digest.update(data.images.cpu().numpy().tobytes() if in_memory else data.images.fingerprint())
+    digest.update(data.labels.cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mnemonics.config import ExperimentConfig, resolved, run_name
+from mnemonics.config import ExperimentConfig, run_name
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.data.sources import ImageSource, load_source
 from mnemonics.exemplars.memory import ExemplarMemory, check_budget
+from mnemonics.presets import resolved
 from mnemonics.protocol import Phase, Protocol, make_protocol, phase_sizes
 from mnemonics.runtime import generator, pick_device, prepare
 
@@ -69,7 +70,8 @@ def set_up(user: ExperimentConfig) -> Experiment:
     first, per_phase, count = phase_sizes(source.num_classes, user.nb_phases, user.nb_cl_fg, user.nb_cl)
     default_first = first == source.num_classes // 2
     named = dataclasses.replace(user, nb_phases=count, nb_cl=None, nb_cl_fg=None if default_first else first)
-    config = dataclasses.replace(resolved(named), nb_cl_fg=first, nb_cl=per_phase)
+    size = None if isinstance(source.train_images, torch.Tensor) else source.image_size
+    config = dataclasses.replace(resolved(dataclasses.replace(named, image_size=size)), nb_cl_fg=first, nb_cl=per_phase)
     check_budget(config, source)
     protocol = make_protocol(source.num_classes, first, per_phase, config.order_seed)
     folder = Path(config.out or Path("runs") / run_name(named))

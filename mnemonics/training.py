@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,7 @@ from tqdm import tqdm
 
 from mnemonics.baselines.base import Baseline
 from mnemonics.config import ExperimentConfig
-from mnemonics.data.augment import Crops
-from mnemonics.data.batches import LabelledImages, Preprocessing, balanced_batches, epoch_draws
+from mnemonics.data.batches import LabelledImages, Preprocessing, TrainingBatches, balanced_batches, training_batches
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.protocol import Phase
 from mnemonics.replay import replayable
@@ -30,20 +30,21 @@ def train_phase(
     generator: torch.Generator,
     log: RunLog,
 ) -> None:
-    """Train `model` in place on `data` = D_i and the exemplars, by SGD whose rate drops tenfold at 50% and 75% of the
+    """Train `model` in place on `data` = D_i and the exemplars, by SGD whose rate drops tenfold at --lr_drops of the
     epochs (80 and 120 of the paper's 160).
 
     Raises:
         NonFiniteLossError: when the loss of an epoch is NaN or infinite.
     """
-    optimizer, step = sgd_step(model, baseline, data, prep, config)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones(config.epochs))
+    batches = training_batches(data, prep)
+    optimizer, step = sgd_step(model, baseline, batches, config)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones(config.epochs, config.lr_drops))
     steps = math.ceil(len(data) / config.train_batch_size)
     model.train()
     start = time.perf_counter()
     with tqdm(total=config.epochs * steps, desc=f"phase {phase.index} training", leave=False, disable=None) as bar:
         for epoch in range(config.epochs):
-            loss = train_epoch(step, epoch_draws(len(data), prep, config.train_batch_size, generator), bar) / len(data)
+            loss = train_epoch(step, batches.epoch(config.train_batch_size, generator), bar) / len(data)
             report_epoch(log, phase, epoch, loss, float(optimizer.param_groups[0]["lr"]), config.epochs)
             schedule.step()
     rate = config.epochs * len(data) / (time.perf_counter() - start)
@@ -52,33 +53,32 @@ def train_phase(
     )
 
 
-def milestones(epochs: int) -> list[int]:
-    """Epochs after which the learning rate drops: a half and three quarters of all, rounded up so that a drop never
-    comes before its share of the epochs is done."""
-    return [math.ceil(epochs * 0.5), math.ceil(epochs * 0.75)]
+def milestones(epochs: int, shares: str) -> list[int]:
+    """Epochs after which the learning rate drops: such shares ("1/2,3/4") of all, rounded up so that a drop never comes
+    before its share of the epochs is done."""
+    return [math.ceil(epochs * Fraction(share)) for share in shares.split(",")]
 
 
 def sgd_step(
-    model: nn.Module, baseline: Baseline, data: LabelledImages, prep: Preprocessing, config: ExperimentConfig
+    model: nn.Module, baseline: Baseline, batches: TrainingBatches, config: ExperimentConfig
 ) -> tuple[torch.optim.Optimizer, Callable[..., Tensor]]:
-    """The optimiser, and one step: (indices into `data` int64 [n], the fields of their `Crops`) -> loss, detached.
+    """The optimiser, and one step: what `batches.epoch` gives for a batch -> loss, detached.
 
     On a CUDA device the step, the forward pass of the teacher included, is replayed as a CUDA graph. Its learning rate
     is a tensor there, so that the schedule reaches into the graph.
     """
-    device, cuda = data.labels.device, data.labels.is_cuda
+    device, cuda = batches.data.labels.device, batches.data.labels.is_cuda
     parameters = baseline.parameters(model)
     rate = torch.tensor(config.base_lr, device=device) if cuda else config.base_lr
     momentum, decay = config.custom_momentum, config.custom_weight_decay
     optimizer = torch.optim.SGD(parameters, rate, momentum=momentum, weight_decay=decay, fused=cuda)
     for p in parameters if momentum else ():
-        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(
-            p
-        )  # there from the start, so that a graph can update it
+        # there from the start, so that a graph can update it
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
-    def step(index: Tensor, *crops: Tensor) -> Tensor:
+    def step(*batch: Tensor) -> Tensor:
         with autocast(config, device):
-            loss = baseline.loss(model, prep.augmented(data.images[index], Crops(*crops)), data.labels[index])
+            loss = baseline.loss(model, *batches.network_input(*batch))
         model.zero_grad(set_to_none=True)  # also what is not optimised but has a gradient
         loss.backward()
         optimizer.step()

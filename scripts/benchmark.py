@@ -31,8 +31,7 @@ from benchmark_timing import by_turns, compared, floor, synchronize
 from mnemonics import checkpoint, training
 from mnemonics.baselines import BASELINES
 from mnemonics.config import parse_args
-from mnemonics.data.augment import Crops
-from mnemonics.data.batches import epoch_draws
+from mnemonics.data.batches import ResidentBatches
 from mnemonics.evaluation import class_means, features_of, predict
 from mnemonics.exemplars.selection import herding_selection
 from mnemonics.experiment import run
@@ -104,11 +103,12 @@ def training_turns(experiment: Experiment, phase_index: int, images: int) -> tup
     optimizer = plain.sgd(reference, baseline, config)
     batches = plain.loader(experiment, data, config.train_batch_size, training=True)
     model.train()
-    _, step = training.sgd_step(model, baseline, data, prep, config)
+    resident = ResidentBatches(data, prep)
+    _, step = training.sgd_step(model, baseline, resident, config)
     draws = torch.Generator(experiment.device).manual_seed(0)
 
     def ours() -> None:
-        for draw in epoch_draws(len(data), prep, config.train_batch_size, draws):
+        for draw in resident.epoch(config.train_batch_size, draws):
             step(*draw)
         synchronize(experiment.device)
 
@@ -122,12 +122,12 @@ def benchmark_augment(args: argparse.Namespace) -> dict:
     """Augmentation alone; the plain one in this process, without workers."""
     experiment = experiment_of(args)
     data, prep = experiment.train_data(list(experiment.protocol.phases))[: args.images], experiment.prep
-    draws = torch.Generator(experiment.device).manual_seed(0)
+    draws, resident = torch.Generator(experiment.device).manual_seed(0), ResidentBatches(data, prep)
     batches = plain.loader(experiment, data, 128, training=True, workers=0)
 
     def ours() -> None:
-        for index, *crops in epoch_draws(len(data), prep, 128, draws):
-            prep.augmented(data.images[index], Crops(*crops))
+        for draw in resident.epoch(128, draws):
+            resident.network_input(*draw)
         synchronize(experiment.device)
 
     def plainly() -> None:

@@ -28,11 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mnemonics import checkpoint
 from mnemonics.baselines import BASELINES
-from mnemonics.config import parse_args, resolved
+from mnemonics.config import parse_args
 from mnemonics.data.batches import LabelledImages
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.experiment import evaluate, learn_classes, renew_exemplars, run_phase, split_off
 from mnemonics.models import make_network, restore_network
+from mnemonics.presets import resolved
 from mnemonics.runlog import RunLog
 from mnemonics.runtime import environment, seed_of
 from mnemonics.setup import Experiment, State, set_up

@@ -25,7 +25,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
 
-from mnemonics.config import ExperimentConfig, UsageError, parse_args, resolved, run_name
+from mnemonics.config import ExperimentConfig, UsageError, parse_args, run_name
+from mnemonics.presets import resolved
 from mnemonics.protocol import phase_sizes
 from mnemonics.sweep import Run, Sweep
 

@@ -12,10 +12,20 @@ TEST_DATA = Path(os.environ.get("MNEMONICS_TEST_DATA") or Path(__file__).resolve
 @pytest.fixture(scope="session")
 def cifar100_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds cifar-100-python with 10 training and 3 test images of each class of the real CIFAR-100."""
-    archive = TEST_DATA / "cifar100_mini.tar.gz"
+    return unpacked("cifar100_mini.tar.gz", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def imagenet_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/<wnid>/ and val/<wnid>/ with 30 and 10 JPEGs of 64x64 pixels of each of 20 real ImageNet classes."""
+    return unpacked("imagenet_mini.tar", tmp_path_factory) / "imagenet_mini"
+
+
+def unpacked(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    archive = TEST_DATA / name
     if not archive.is_file():
         pytest.skip(f"no {archive.name} in {TEST_DATA}; MNEMONICS_TEST_DATA names another folder")
-    folder = tmp_path_factory.mktemp("cifar100_mini")
+    folder = tmp_path_factory.mktemp(name.split(".")[0])
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
     return folder

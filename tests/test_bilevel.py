@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from mnemonics.config import parse_args, resolved
+from mnemonics.config import parse_args
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.exemplars import BilevelSettings, optimise_exemplars
 from mnemonics.exemplars.bilevel import (
@@ -21,6 +21,7 @@ from mnemonics.exemplars.bilevel import (
 )
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.exemplars.pixels import Pixels
+from mnemonics.presets import resolved
 from mnemonics.runtime import NonFiniteLossError
 
 PREP = Preprocessing(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3]), 2, False)

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from mnemonics.config import BOUNDS, FIELDS, ExperimentConfig, UsageError, build_parser, parse_args, resolved, run_name
+from mnemonics.config import BOUNDS, FIELDS, ExperimentConfig, UsageError, build_parser, parse_args, run_name
+from mnemonics.presets import resolved
 
 
 def test_every_field_is_a_flag_with_help_and_its_default():
@@ -55,6 +56,8 @@ def test_no_setting_is_left_open():
     settled = dataclasses.asdict(resolved(ExperimentConfig(nb_phases=5, nb_cl_fg=50, nb_cl=10)))
     assert {name for name, value in settled.items() if value is None} == {
         "max_images_per_class",
+        "image_size",
+        "num_workers",
         "total_memory",
         "gpu",
         "out",
@@ -71,6 +74,9 @@ def test_finetuning_rate_follows_the_base_level():
     ("arguments", "words"),
     [
         ("--epochs 0", ["--epochs 0", "greater than 0"]),
+        ("--lr_drops 3/4,1/2", ["--lr_drops 3/4,1/2", "1/2,3/4"]),
+        ("--lr_drops 1/0", ["--lr_drops 1/0", "1/2,3/4"]),
+        ("--image_size 64", ["--image_size 64", "cifar100"]),
         ("--base_lr -1", ["--base_lr -1.0", "greater than 0"]),
         ("--base_lr nan", ["--base_lr nan"]),
         ("--beta -0.5", ["--beta -0.5", "at least 0"]),

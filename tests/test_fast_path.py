@@ -10,8 +10,9 @@ from torchvision.transforms import functional as transforms
 from mnemonics import replay, training
 from mnemonics.baselines import BASELINES
 from mnemonics.config import ExperimentConfig
-from mnemonics.data.batches import LabelledImages, Preprocessing, epoch_draws
+from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatches
 from mnemonics.models.resnet_cifar import resnet_cifar
+from mnemonics.presets import resolved
 from mnemonics.protocol import make_protocol
 
 STEPS, BATCH = 20, 32
@@ -41,15 +42,16 @@ def network(device=CPU):
 
 def fast_losses(config, device=CPU, name="lwf", phases=1, steps=STEPS):
     """Losses of the first steps of the last of `phases` phases, as `train_phase` takes them; and the network."""
-    model, baseline = network(device).to(memory_format=torch.channels_last), BASELINES[name](config)
+    model, baseline = network(device).to(memory_format=torch.channels_last), BASELINES[name](resolved(config))
     data = images(device=device)
     for phase in make_protocol(10, 5, 1, 1993).phases[:phases]:
         new = images(20, device=device)
         new.labels.fill_(phase.seen - 1)
         baseline.begin_phase(model, phase, new, preprocessing(device))
     model.train()
-    _, step = training.sgd_step(model, baseline, data, preprocessing(device), config)
-    draws = list(epoch_draws(len(data), preprocessing(device), BATCH, torch.Generator(device).manual_seed(1)))[:steps]
+    batches = ResidentBatches(data, preprocessing(device))
+    _, step = training.sgd_step(model, baseline, batches, config)
+    draws = itertools.islice(batches.epoch(BATCH, torch.Generator(device).manual_seed(1)), steps)
     return torch.stack([step(*draw).clone() for draw in draws]).cpu(), model
 
 
@@ -60,7 +62,7 @@ def plain_losses(config, steps):
         model.parameters(), config.base_lr, config.custom_momentum, 0, config.custom_weight_decay
     )
     losses = []
-    draws = epoch_draws(len(data), prep, BATCH, torch.Generator().manual_seed(1))
+    draws = ResidentBatches(data, prep).epoch(BATCH, torch.Generator().manual_seed(1))
     for index, top, left, mirrored in itertools.islice(draws, steps):
         batch = []
         for i, y, x, mirror in zip(index.tolist(), top.tolist(), left.tolist(), mirrored.tolist(), strict=True):
@@ -139,10 +141,10 @@ def test_cuda_graphs_take_the_steps_of_the_eager_path(name, phases, monkeypatch)
 def test_the_schedule_reaches_into_the_graph():
     config = ExperimentConfig(base_lr=0.05, amp="off")
     device = torch.device("cuda")
-    model, data = network(device).train(), images(device=device)
-    optimizer, step = training.sgd_step(model, BASELINES["lwf"](config), data, preprocessing(device), config)
+    model, batches = network(device).train(), ResidentBatches(images(device=device), preprocessing(device))
+    optimizer, step = training.sgd_step(model, BASELINES["lwf"](config), batches, config)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1], gamma=0.0)
-    draws = list(epoch_draws(len(data), preprocessing(device), BATCH, torch.Generator(device).manual_seed(1)))
+    draws = list(batches.epoch(BATCH, torch.Generator(device).manual_seed(1)))
     step(*draws[0])
     schedule.step()
     before = [p.clone() for p in model.parameters()]

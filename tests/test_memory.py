@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mnemonics.config import ExperimentConfig
-from mnemonics.data.batches import LabelledImages, Preprocessing, balanced_batches, epoch_draws, rank_within_class
+from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatches, balanced_batches, rank_within_class
 from mnemonics.exemplars.memory import ExemplarMemory, exemplars_per_class
 
 CPU = torch.device("cpu")
@@ -54,7 +54,8 @@ def test_rank_within_class():
 
 def test_the_draws_of_an_epoch_pass_over_everything_once():
     prep = Preprocessing(torch.zeros(3), torch.ones(3), 2, True)
-    draws = list(epoch_draws(10, prep, 4, torch.Generator().manual_seed(0)))
+    data = LabelledImages(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.arange(10))
+    draws = list(ResidentBatches(data, prep).epoch(4, torch.Generator().manual_seed(0)))
     assert [[len(draw) for draw in batch] for batch in draws] == [[4] * 4, [4] * 4, [2] * 4]
     order, top, left, mirrored = (torch.cat(draw).tolist() for draw in zip(*draws, strict=True))
     assert sorted(order) == list(range(10))

@@ -186,7 +186,7 @@ def test_max_images_per_class_keeps_the_first(digits):
 
 
 def test_unknown_data_set():
-    with pytest.raises(UsageError, match=r"--dataset mnist: .*digits, cifar100 would work"):
+    with pytest.raises(UsageError, match=r"--dataset mnist: .*digits, cifar100, .*folder would work"):
         load_source(ExperimentConfig(dataset="mnist"))
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from mnemonics import tables
-from mnemonics.config import ExperimentConfig, resolved
+from mnemonics.config import ExperimentConfig
+from mnemonics.presets import resolved
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "summarise.py"

@@ -10,11 +10,12 @@ from mnemonics import training
 from mnemonics.baselines import BASELINES
 from mnemonics.config import ExperimentConfig
 from mnemonics.data.augment import Crops
-from mnemonics.data.batches import LabelledImages, Preprocessing, epoch_draws
+from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatches
 from mnemonics.exemplars.bilevel import BaseLevel, BilevelSettings
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.exemplars.unroll import Steps, unroll
 from mnemonics.models import make_network
+from mnemonics.presets import resolved
 from mnemonics.protocol import make_protocol
 from mnemonics.runtime import NonFiniteLossError
 
@@ -46,7 +47,7 @@ def network(seed=0):
 
 
 def train(config, data=None, model=None):
-    log, model = SilentLog(), model or network()
+    config, log, model = resolved(config), SilentLog(), model or network()
     baseline = BASELINES["lwf"](config)
     data = data or colours()
     training.train_phase(model, baseline, PHASE, data, PREP, config, torch.Generator().manual_seed(0), log)
@@ -57,8 +58,9 @@ def test_rate_drops_after_half_and_three_quarters_of_the_epochs():
     _, log = train(ExperimentConfig(epochs=8, train_batch_size=40))
     rates = [round(rate, 6) for rate in log.scalars["train/learning_rate"].values()]
     assert rates == [0.1] * 4 + [0.01] * 2 + [0.001] * 2
-    assert training.milestones(160) == [80, 120]
-    assert training.milestones(90) == [45, 68]
+    assert training.milestones(160, "1/2,3/4") == [80, 120]
+    assert training.milestones(90, "1/2,3/4") == [45, 68]
+    assert training.milestones(90, "1/3,2/3") == [30, 60]
 
 
 def test_the_loss_falls():
@@ -73,7 +75,7 @@ def test_the_first_step_is_momentum_sgd_with_weight_decay_on_the_loss():
     model, start = network(), network()
     train(config, model=model)
     start.train()
-    order, *crops = next(epoch_draws(40, PREP, 64, torch.Generator().manual_seed(0)))
+    order, *crops = next(ResidentBatches(colours(), PREP).epoch(64, torch.Generator().manual_seed(0)))
     data = colours()[order]
     F.cross_entropy(start(PREP.augmented(data.images, Crops(*crops))), data.labels).backward()
     for trained, p in zip(model.parameters(), start.parameters(), strict=True):

@@ -1,4 +1,4 @@
-"""Batches from images held in memory as uint8 on the device."""
+"""Batches: of images held in memory as uint8 on the device, or streamed from files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mnemonics.data.augment import CropAndMirror, Crops, crop_and_mirror, draw_crops, normalise
+from mnemonics.data.files import FileImages, decoded
 from mnemonics.data.sources import ImageSource
 
 
@@ -53,9 +54,9 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images uint8 [n, 3, h, w] and labels int64 [n] (positions in the class order) on one device."""
+    """Images uint8 [n, 3, h, w] and labels int64 [n] (positions in the class order) on one device, or in files."""
 
-    images: Tensor
+    images: Tensor | FileImages
     labels: Tensor
 
     def __len__(self) -> int:
@@ -63,6 +64,12 @@ class LabelledImages:
 
     def __getitem__(self, index: Tensor | slice) -> "LabelledImages":
         return LabelledImages(self.images[index], self.labels[index])
+
+    def loaded(self) -> "LabelledImages":
+        """The same with images in memory, on the device of the labels."""
+        if isinstance(self.images, Tensor):
+            return self
+        return LabelledImages(self.images.loaded().to(self.labels.device), self.labels)
 
     @property
     def bytes(self) -> int:
@@ -73,15 +80,79 @@ class LabelledImages:
         """These images followed by those of `other`."""
         if len(other) == 0:
             return self
-        return LabelledImages(torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]))
+        labels = torch.cat([self.labels, other.labels])
+        if isinstance(self.images, Tensor):
+            return LabelledImages(torch.cat([self.images, other.images]), labels)
+        return LabelledImages(self.images.and_also(other.images), labels)
 
 
-def epoch_draws(n: int, prep: Preprocessing, batch_size: int, generator: torch.Generator) -> Iterator[tuple]:
-    """One epoch over n images: for each batch the indices int64 [<= batch_size] and the fields of its `Crops`. Every
-    image comes once, in random order; the last batch may be smaller. All is drawn at once, in a few operations."""
-    order = torch.randperm(n, generator=generator, device=generator.device)
-    draws = (order, *prep.draw_crops(n, generator))
-    yield from zip(*(draw.split(batch_size) for draw in draws), strict=True)
+class ResidentBatches:
+    """Training batches of images in memory: a batch is its random draws, the images are cut where they are used."""
+
+    def __init__(self, data: LabelledImages, prep: Preprocessing):
+        self.data, self.prep = data, prep
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+        """For each batch the indices int64 [<= batch_size] and the fields of its `Crops`. Every image comes once, in
+        random order; the last batch may be smaller. All is drawn at once, in a few operations."""
+        order = torch.randperm(len(self.data), generator=generator, device=generator.device)
+        draws = (order, *self.prep.draw_crops(len(self.data), generator))
+        yield from zip(*(draw.split(batch_size) for draw in draws), strict=True)
+
+    def network_input(self, index: Tensor, *crops: Tensor) -> tuple[Tensor, Tensor]:
+        """(network input float32 [b, 3, h, w], labels int64 [b]) of a batch of `epoch`."""
+        return self.prep.augmented(self.data.images[index], Crops(*crops)), self.data.labels[index]
+
+
+class StreamedBatches:
+    """Training batches of images in files: decoded and cut by workers, a few batches ahead."""
+
+    def __init__(self, data: LabelledImages, prep: Preprocessing):
+        self.data, self.prep = data, prep
+        self.draws = Repeatable()
+        self.loader = data.images.loader(self.draws, persistent=True)
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+        """For each batch the images uint8 [<= batch_size, 3, h, w] and the labels, on the device. As for images in
+        memory every image comes once. Raises UsageError for a file that is no image."""
+        labels, n = self.data.labels, len(self.data)
+        order = torch.randperm(n, generator=generator, device=generator.device)
+        seeds = torch.randint(2**62, (n,), generator=generator, device=generator.device)
+        self.draws.items = list(zip(order.cpu().split(batch_size), seeds.cpu().split(batch_size), strict=True))
+        for images, index in zip(decoded(self.loader), order.split(batch_size), strict=True):
+            yield images.to(labels.device, non_blocking=True), labels[index]
+
+    def network_input(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(network input float32 [b, 3, h, w], labels int64 [b]) of a batch of `epoch`."""
+        return self.prep.plain(images), labels
+
+
+class Repeatable:
+    """What a loader goes through: other items each time, while its workers stay."""
+
+    def __init__(self) -> None:
+        self.items: list = []
+
+    def __iter__(self) -> Iterator:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+TrainingBatches = ResidentBatches | StreamedBatches
+
+
+def training_batches(data: LabelledImages, prep: Preprocessing) -> TrainingBatches:
+    """Augmented batches of `data`, wherever it is."""
+    return (ResidentBatches if isinstance(data.images, Tensor) else StreamedBatches)(data, prep)
+
+
+def plain_batches(images: Tensor | FileImages, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+    """uint8 [<= batch_size, 3, h, w] on `device`, in order, not augmented."""
+    batches = images.split(batch_size) if isinstance(images, Tensor) else images.plain_batches(batch_size)
+    for batch in batches:
+        yield batch.to(device, non_blocking=True)
 
 
 def rank_within_class(labels: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""The data sets: all images in memory as uint8, handed out class by class."""
+"""The data sets, handed out class by class: all images in memory as uint8, or in files."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,14 +10,22 @@ from torch import Tensor
 
 from mnemonics.config import ExperimentConfig, UsageError
 from mnemonics.data.cifar100 import read_cifar100
+from mnemonics.data.files import FileImages
+from mnemonics.data.folders import read_folders
 
 DIGITS_SPLIT_SEED = 0
 DIGITS_MEAN, DIGITS_STD = 0.3054, 0.3760  # of all pixels of the training split
+IMAGENET_FOLDERS = {  # --dataset -> (where process_imagenet/ puts it below --data_dir, classes)
+    "imagenet_sub": ("seed_1993_subset_100_imagenet/data", 100),
+    "imagenet": ("imagenet", 1000),
+}
+Images = Tensor | FileImages
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: comparing tensors gives no single truth value
 class ImageSource:
-    """A data set: uint8 images [n, 3, H, W], contiguous, with int64 class ids [n], for training and for test."""
+    """A data set: uint8 images [n, 3, H, W], contiguous, or images in files, with int64 class ids [n], for training and
+    for test."""
 
     name: str
     class_names: tuple[str, ...]  # index = class id
@@ -25,9 +34,9 @@ class ImageSource:
     crop_padding: int  # training augmentation: random crop after padding by this many pixels
     mirror: bool  # whether a mirrored image keeps its class (training augmentation and NME)
     notices: tuple[str, ...]  # lines to show the user
-    train_images: Tensor = field(repr=False)
+    train_images: Images = field(repr=False)
     train_class_ids: Tensor = field(repr=False)
-    test_images: Tensor = field(repr=False)
+    test_images: Images = field(repr=False)
     test_class_ids: Tensor = field(repr=False)
 
     @property
@@ -39,12 +48,14 @@ class ImageSource:
         """Height and width in pixels."""
         return self.train_images.shape[-1]
 
-    def train(self, class_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Training images (uint8 [n, 3, H, W]) and class ids (int64 [n]) of these classes, in the order of the data."""
+    def train(self, class_ids: Sequence[int]) -> tuple[Images, Tensor]:
+        """Training images (uint8 [n, 3, H, W], or in files) and class ids (int64 [n]) of these classes, in the order of
+        the data."""
         return images_of(self.train_images, self.train_class_ids, class_ids)
 
-    def test(self, class_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Test images (uint8 [n, 3, H, W]) and class ids (int64 [n]) of these classes, in the order of the data."""
+    def test(self, class_ids: Sequence[int]) -> tuple[Images, Tensor]:
+        """Test images (uint8 [n, 3, H, W], or in files) and class ids (int64 [n]) of these classes, in the order of the
+        data."""
         return images_of(self.test_images, self.test_class_ids, class_ids)
 
     def smallest_class(self) -> tuple[str, int]:
@@ -53,7 +64,7 @@ class ImageSource:
         return self.class_names[counts.index(min(counts))], min(counts)
 
 
-def images_of(images: Tensor, ids: Tensor, class_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+def images_of(images: Images, ids: Tensor, class_ids: Sequence[int]) -> tuple[Images, Tensor]:
     chosen = torch.isin(ids, torch.tensor(list(class_ids), dtype=torch.int64))
     return images[chosen], ids[chosen]
 
@@ -66,7 +77,13 @@ def load_source(config: ExperimentConfig) -> ImageSource:
     Raises:
         UsageError: where the data set is unknown, or its files are missing, damaged or of another data set.
     """
-    loaders: dict[str, Callable[[ExperimentConfig], ImageSource]] = {"digits": load_digits, "cifar100": load_cifar100}
+    loaders: dict[str, Callable[[ExperimentConfig], ImageSource]] = {
+        "digits": load_digits,
+        "cifar100": load_cifar100,
+        "imagenet_sub": load_folders,
+        "imagenet": load_folders,
+        "folder": load_folders,
+    }
     if config.dataset not in loaders:
         raise UsageError(f"--dataset {config.dataset}: unknown data set; {', '.join(loaders)} would work")
     return loaders[config.dataset](config)
@@ -111,13 +128,38 @@ def load_digits(config: ExperimentConfig) -> ImageSource:
     )
 
 
-def split_fields(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], limit: int | None) -> dict[str, Tensor]:
+def load_folders(config: ExperimentConfig) -> ImageSource:
+    """ImageNet, 100 classes of it, or any other folder of image files, in `config.data_dir`."""
+    root = Path(config.data_dir).expanduser()
+    flag = f"--data_dir {config.data_dir}"
+    below, classes = IMAGENET_FOLDERS.get(config.dataset, ("", None))
+    if not (root / "train").is_dir() and (root / below).is_dir():
+        root = root / below
+    data = read_folders(root, flag, config.image_size or (None if classes is None else 224), config.num_workers)
+    if classes not in (None, len(data.class_names)):
+        raise UsageError(
+            f"--dataset {config.dataset}: {root} holds {len(data.class_names)} classes, not {classes}; "
+            "--dataset folder takes any number"
+        )
+    return ImageSource(
+        config.dataset,
+        data.class_names,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        crop_padding=data.train[0].size // 8,
+        mirror=True,
+        notices=data.notices,
+        **split_fields(data.train, data.test, config.max_images_per_class),
+    )
+
+
+def split_fields(train: tuple[Images, Tensor], test: tuple[Images, Tensor], limit: int | None) -> dict[str, Images]:
     """The four tensor fields of ImageSource, cut to the first `limit` images of each class."""
     train, test = first_per_class(*train, limit), first_per_class(*test, limit)
     return {"train_images": train[0], "train_class_ids": train[1], "test_images": test[0], "test_class_ids": test[1]}
 
 
-def first_per_class(images: Tensor, class_ids: Tensor, limit: int | None) -> tuple[Tensor, Tensor]:
+def first_per_class(images: Images, class_ids: Tensor, limit: int | None) -> tuple[Images, Tensor]:
     if limit is None:
         return images, class_ids
     first = [(class_ids == k).nonzero()[:limit, 0] for k in class_ids.unique()]

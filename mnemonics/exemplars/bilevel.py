@@ -261,7 +261,8 @@ def optimise_new_exemplars(
 
     def validation() -> tuple[Tensor, Tensor]:
         batch = next(balanced_batches(pool.labels, settings.batch_size, 1, generator))
-        return prep.plain(pool.images[batch]), pool.labels[batch]
+        chosen = pool[batch].loaded()
+        return prep.plain(chosen.images), chosen.labels
 
     base = BaseLevel(model, settings, None if fixed is None else NetworkInput(*fixed), augment)
     probe, probe_draws = NetworkInput(*validation()), base.draw(start.labels, generator)
