@@ -32,8 +32,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = conv_bn(x, *self.shortcut) if len(self.shortcut) else x
-        out = conv_bn(F.relu(conv_bn(x, self.conv1, self.bn1)), self.conv2, self.bn2) + shortcut
-        return F.relu(out) if self.final_relu else out
+        out = F.relu(conv_bn(x, self.conv1, self.bn1), inplace=True)  # in place: a third fewer activations are kept
+        out = conv_bn(out, self.conv2, self.bn2).add_(shortcut)
+        return F.relu(out, inplace=True) if self.final_relu else out
 
 
 def basic_blocks(stages: Sequence[int], blocks_per_stage: int) -> nn.Sequential:
@@ -74,7 +75,7 @@ class CifarResNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Features [n, 64] before the classifier, not normalised."""
-        x = self.blocks(F.relu(conv_bn(x, self.conv1, self.bn1)))  # (n, 64, h / 4, w / 4)
+        x = self.blocks(F.relu(conv_bn(x, self.conv1, self.bn1), inplace=True))  # (n, 64, h / 4, w / 4)
         return F.adaptive_avg_pool2d(x, 1).flatten(1).to(self.bn1.weight.dtype)  # (n, 64), float32 under autocast too
 
     def forward(self, x: Tensor) -> Tensor:

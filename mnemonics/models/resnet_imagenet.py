@@ -33,7 +33,7 @@ class ImageNetResNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Features [n, 512] before the classifier, not normalised."""
-        x = F.relu(conv_bn(x, self.conv1, self.bn1))  # (n, 64, h / 2, w / 2)
+        x = F.relu(conv_bn(x, self.conv1, self.bn1), inplace=True)  # (n, 64, h / 2, w / 2)
         x = self.blocks(F.max_pool2d(x, 3, stride=2, padding=1))  # (n, 512, h / 32, w / 32)
         return F.adaptive_avg_pool2d(x, 1).flatten(1).to(self.bn1.weight.dtype)  # (n, 512), float32 under autocast too
 
