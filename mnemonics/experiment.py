@@ -59,7 +59,10 @@ def run_phase(experiment: Experiment, baseline: Baseline, phase: Phase, state: S
             finetune_on_exemplars(state.model, state.memory, prep, config, draws)
             baseline.calibrate(state.model, state.held_out.data, prep)
         after = evaluate(experiment, phase, state, seconds)
-    facts |= {"exemplar_validation_loss": losses} if losses else {}
+    if losses:
+        facts |= {"exemplar_validation_loss": losses, "exemplar_change_grey_levels": mean_change(start, new)}
+        for name, loss in losses.items():
+            log.scalar(f"exemplars/validation_loss_{name}", loss, phase.index)
     state.phases.append(phase_result(phase, state, before, after, facts, seconds, device))
     draw_exemplars(experiment, phase, start, new)
     for name, percent in after["accuracy"].items():
@@ -146,6 +149,11 @@ def renew_exemplars(
         old = adjust_old_exemplars(model, old, prep, settings, draws, augmented)
     state.memory = old.extended(new)
     return start, new, losses
+
+
+def mean_change(start: LabelledImages, new: LabelledImages) -> float:
+    """Mean absolute difference of the pixels, in grey levels (of 255)."""
+    return round((new.images.float() - start.images.float()).abs().mean().item(), 3)
 
 
 def select_exemplars(

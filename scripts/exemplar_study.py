@@ -31,7 +31,7 @@ from mnemonics.baselines import BASELINES
 from mnemonics.config import parse_args
 from mnemonics.data.batches import LabelledImages
 from mnemonics.exemplars.memory import ExemplarMemory
-from mnemonics.experiment import evaluate, learn_classes, renew_exemplars, run_phase, split_off
+from mnemonics.experiment import evaluate, learn_classes, mean_change, renew_exemplars, run_phase, split_off
 from mnemonics.models import make_network, restore_network
 from mnemonics.presets import resolved
 from mnemonics.runlog import RunLog
@@ -169,12 +169,12 @@ def measure_one(index: int, experiment: Experiment, state: State, log: RunLog) -
     percent."""
     phase, baseline = experiment.protocol.phases[index], BASELINES[experiment.config.baseline](experiment.config)
     new_data, _ = split_off(experiment, baseline, phase)
-    *_, losses = renew_exemplars(experiment, phase, new_data, experiment.config.nb_protos, state)
+    start, new, losses = renew_exemplars(experiment, phase, new_data, experiment.config.nb_protos, state)
     before = evaluate(experiment, phase, state, {})["accuracy"]
     draws = experiment.generator(phase, "fine-tuning")
     finetune_on_exemplars(state.model, state.memory, experiment.prep, experiment.config, draws)
     after = evaluate(experiment, phase, state, {})["accuracy"]
-    return {"before": before, "after": after, "validation_loss": losses}
+    return {"before": before, "after": after, "validation_loss": losses, "change_grey_levels": mean_change(start, new)}
 
 
 def measure_run(experiment: Experiment, state: State, log: RunLog) -> dict:

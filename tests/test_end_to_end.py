@@ -89,6 +89,7 @@ def test_results_hold_what_was_measured(mnemonics_run):
     assert [len(p["accuracy_by_phase_of_origin"]["nme"]) for p in results["phases"]] == [1, 2, 3, 4, 5, 6]
     assert {"train", "exemplars", "finetune", "evaluate"} == set(last["seconds"])
     assert last["exemplar_validation_loss"]["optimised"] < last["exemplar_validation_loss"]["start"]
+    assert 0.1 < last["exemplar_change_grey_levels"] < 64
     accuracies = [p["accuracy"]["nme"] for p in results["phases"]]
     assert results["summary"]["average_accuracy"]["nme"] == pytest.approx(sum(accuracies) / 6, abs=0.006)
     phase0 = [p["phase0_accuracy"]["nme"] for p in results["phases"]]
