@@ -1,0 +1,22 @@
+"""Makes ImageNet, all classes, from ILSVRC2012.
+
+    python process_imagenet/generate_imagenet.py --src /data/archives --dst /data/imagenet            extracts archives
+    python process_imagenet/generate_imagenet.py --src /data/imagenet --resize 256x256                small copies
+
+SRC holds train/<wnid>/ and val/<wnid>/ (val may be unsorted, the devkit then says what is what), or the archives
+ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz as downloaded; Tiny-ImageNet's folders
+work too. DST gets train/<wnid>/, val/<wnid>/ and wnids.txt, the sorted classes, with its SHA-256.
+
+The same command continues after an interruption: finished files are kept. Files that cannot be used are listed and left
+out. Exit status: 0 done, 1 some files could not be used or the disk could not be written, 2 a mistake in the command.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
+
+from process_imagenet.prepare import main
+
+if __name__ == "__main__":
+    sys.exit(main("generate_imagenet.py", __doc__, "data/imagenet_all/data", subset=False))
