@@ -1,7 +1,7 @@
 """Makes the images of one class: links, copies or resized JPEG files, each of which appears whole or not at all.
 
-EXIF orientation is not applied: the loaders of this field (PIL's convert("RGB"), torchvision's ImageFolder) do not apply
-it either, so that published results are of images as they are stored. The tag is not written, so no viewer applies it.
+EXIF orientation is not applied: the loaders of this field (PIL's convert("RGB"), torchvision's ImageFolder) do not
+apply it either, so that published results are of images as they are stored. Resized files do not have the tag any more.
 """
 
 import errno
@@ -169,7 +169,7 @@ def decoded_or_removed(content: bytes, target: Path) -> None:
 
 
 def decoded(content: bytes) -> Image.Image:
-    """Decode every pixel; grey, palette, CMYK and transparent images become RGB as in PIL's convert. Raises BadImage."""
+    """Decode every pixel; grey, palette, CMYK and transparent images become RGB by PIL's convert. Raises BadImage."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as damaged EXIF, which nobody reads

@@ -1,4 +1,4 @@
-"""Goes from ILSVRC2012 as it was downloaded to train/<wnid>/ and val/<wnid>/; the same command continues a killed one."""
+"""Goes from ILSVRC2012 as downloaded to train/<wnid>/ and val/<wnid>/; the same command continues a killed one."""
 
 import contextlib
 import fcntl
@@ -44,8 +44,8 @@ def chosen_classes(options: Options, source: Source) -> list[str]:
     wnids = there if options.num_classes is None else draw(there, options.num_classes, options.seed)
     absent = [wnid for wnid in wnids if wnid not in source.val]
     if absent:
-        raise UsageError(f"--src {options.src}: {len(absent)} of the {len(wnids)} classes have no validation images, such "
-                         f"as {absent[0]}; a source that has them would work")  # fmt: skip
+        raise UsageError(f"--src {options.src}: {len(absent)} of the {len(wnids)} classes have no validation images, "
+                         f"such as {absent[0]}; a source that has them would work")  # fmt: skip
     return wnids
 
 
@@ -87,8 +87,8 @@ def check_dst(options: Options, wnids: bytes, settings: dict[str, Any]) -> None:
     if not started:
         return
     if not (dst / WNIDS).is_file():
-        raise UsageError(f"--dst {dst}: holds {started[0]}/ but no {WNIDS}, so it is not of an earlier run; name another "
-                         "folder")  # fmt: skip
+        raise UsageError(f"--dst {dst}: holds {started[0]}/ but no {WNIDS}, so it is not of an earlier run; name "
+                         "another folder")  # fmt: skip
     if (dst / WNIDS).read_bytes() != wnids:
         raise UsageError(f"--dst {dst}: its {WNIDS} lists other classes than those asked for; name another folder")
     there = read_record(dst)
@@ -168,8 +168,9 @@ def make_all(job: Job, classes: list[ClassImages], jobs: int) -> Iterator[Report
 
 def make_with_bar(job: Job, classes: list[ClassImages], jobs: int) -> list[Report]:
     reports, images = [], 0
-    with tqdm(total=len(classes), unit="class", desc="train and val", disable=None) as bar:
-        for report in make_all(job, classes, jobs):
+    bar = tqdm(total=len(classes), unit="class", desc="train and val", disable=None)
+    with bar, contextlib.closing(make_all(job, classes, jobs)) as all_reports:  # closed, it ends its processes
+        for report in all_reports:
             reports.append(report)
             images += report.made + report.kept
             bar.set_postfix(images=images, refresh=False)

@@ -1,7 +1,7 @@
 """Finds the images of every class, in folders or inside the archives of ILSVRC2012, and reads them.
 
-Listing classes is cheap (a folder, or the 1000 headers of the outer archive). The images of a class are listed only when
-it is its turn, so that 138 GB of archives are read once, front to back, and never unpacked as a whole.
+Listing classes is cheap (a folder, or the 1000 headers of the outer archive). The images of a class are listed only
+when it is its turn, so that 138 GB of archives are read once, front to back, and never unpacked as a whole.
 """
 
 import os
@@ -159,8 +159,8 @@ def train_archive(src: Path) -> dict[str, ClassImages]:
     """The archives <wnid>.tar inside of the training archive. Raises UsageError."""
     path, found = str(src / ARCHIVES["train"]), {}
     for name, member in archive_members(src, ARCHIVES["train"]):
-        wnid, dot, ending = name.partition(".")
-        if not WNID.fullmatch(wnid) or ending != "tar":
+        wnid = name.removesuffix(".tar")
+        if not WNID.fullmatch(wnid) or wnid == name:
             raise UsageError(f"--src {src}: {ARCHIVES['train']} holds {name}, not only <wnid>.tar; download it again")
         found[wnid] = ClassImages("train", wnid, path, member.offset_data, member.size)
     return found
