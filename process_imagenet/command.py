@@ -59,7 +59,7 @@ def parse_args(script: str, about: str, dst: str, subset: bool, arguments: Seque
         "there already; without it, only images that are resized are decoded")  # fmt: skip
     add("--devkit", type=Path, help="ILSVRC2012_devkit_t12.tar.gz or the folder unpacked from it, to sort an unsorted "
         "val (default: the one in SRC, if it is needed)")  # fmt: skip
-    add("--jobs", type=int, default=os.cpu_count(), help="processes (%(default)s)")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
     given = vars(parser.parse_args(arguments))
     given = {name: value.expanduser() if isinstance(value, Path) else value for name, value in given.items()}
     return checked({"num_classes": None, "seed": 0} | given)

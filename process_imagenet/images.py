@@ -15,9 +15,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from mnemonics.config import UsageError
-from process_imagenet.source import ClassImages, Damaged, ImageFile
+from process_imagenet.source import ENDINGS, ClassImages, Damaged, ImageFile
 
-ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")  # those that torchvision loads
 PARTIAL = ".partial"
 
 

@@ -54,7 +54,7 @@ def job_of(options: Options, source: Source) -> Job:
     link = options.link or ("copy" if source.all_archives else "symlink")
     if source.all_archives and link != "copy":
         raise UsageError(f"--link {link}: images are extracted from the archives in --src {options.src}; leave it out")
-    if link == "hardlink" and device(options.src) != device(options.dst):
+    if link == "hardlink" and device(options.src / "train") != device(options.dst):
         raise UsageError(f"--link hardlink: --src {options.src} and --dst {options.dst} are on different file systems; "
                          "symlink or copy would work")  # fmt: skip
     return Job(options.dst, options.resize, options.quality, link, options.check)

@@ -16,6 +16,7 @@ from process_imagenet.labels import ANNOTATIONS, WNID, validation_labels
 
 SPLITS = ("train", "val")
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")  # those that torchvision loads
 CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}
 WHAT_WORKS = (
     "what works is a folder with train/<wnid>/*.JPEG and val/<wnid>/*.JPEG (val may be unsorted), or with the archives "
@@ -60,7 +61,7 @@ class ClassImages(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The classes of each split by wnid, the files of no known class ("file: reason"), whether all is in archives."""
+    """The classes of each split by wnid, the images of no known class ("file: reason"), whether all is in archives."""
 
     train: dict[str, ClassImages]
     val: dict[str, ClassImages]
@@ -86,11 +87,14 @@ def find_source(src: Path, devkit: Path | None) -> Source:
         where = src / ("train" if in_folder["train"] else ARCHIVES["train"])
         raise UsageError(f"--src {src}: {where} holds no classes; {WHAT_WORKS}")
     val = class_folders(src, "val") if in_folder["val"] else {}
-    strays: list[str] = []
-    if not val:
+    strays = loose_images(src, "train") if in_folder["train"] else []
+    if val:
+        strays += loose_images(src, "val")
+    else:
         files = folder_images(src / "val") if in_folder["val"] else val_archive(src)
-        val, strays = sorted_by_class(files, validation_labels(src, devkit), src)
-    elif devkit is not None:
+        val, unknown = sorted_by_class(files, validation_labels(src, devkit), src)
+        return Source(train, val, strays + unknown, not any(in_folder.values()))
+    if devkit is not None:
         raise UsageError(f"--devkit {devkit}: {src / 'val'} is sorted by class already; leave the flag out")
     return Source(train, val, strays, not any(in_folder.values()))
 
@@ -109,6 +113,13 @@ def class_folders(src: Path, split: str) -> dict[str, ClassImages]:
         if not WNID.fullmatch(name):
             raise UsageError(f"--src {src}: the folder {split}/{name} is not a class such as n01440764; move it away")
     return {name: ClassImages(split, name, str(src / split / name)) for name in folders}
+
+
+def loose_images(src: Path, split: str) -> list[str]:
+    """Images beside the class folders, as where somebody stopped sorting them."""
+    with os.scandir(src / split) as entries:
+        names = sorted(e.name for e in entries if e.name.lower().endswith(ENDINGS) and not e.is_dir())
+    return [f"{split}/{name}: lies in no class folder" for name in names if not is_clutter(name)]
 
 
 def folder_images(folder: Path) -> Iterator[ImageFile]:
