@@ -511,6 +511,17 @@ def test_torchvision_reads_the_same_from_the_devkit(src, monkeypatch):
     assert sorted(labels.values()) == sorted(WNIDS * 2)
 
 
+def test_a_truth_that_names_an_inner_node_of_wordnet_is_refused(call, src):
+    flatten_val(src)
+    archive = make_devkit(src)
+    with tarfile.open(archive) as tar:
+        tar.extractall(src, filter="data")
+    (src / DEVKIT / "data" / "ILSVRC2012_validation_ground_truth.txt").write_text("7\n" * 12)
+    status, _, error = call("--src", src, "--dst", "out")
+    assert status == 2
+    assert_one_line(error, f"--src {src}", "damaged or not the devkit")
+
+
 def make_tiny(src):
     """Turn a tree into Tiny-ImageNet's: train/<wnid>/images/, val/images/ and val/val_annotations.txt."""
     lines = []
@@ -595,7 +606,7 @@ PLAIN_TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
 @pytest.mark.parametrize(
     ("name", "how"),
-    [(f"{DEVKIT}.tar.gz", how) for how in ("cut in a file", "text", "empty")]
+    [(f"{DEVKIT}.tar.gz", how) for how in ("cut in a file", "cut in the checksum", "text", "empty")]
     + [(name, how) for name in PLAIN_TARS for how in ("cut in a file", "cut between files", "text", "empty", "gzip")],
 )
 def test_damaged_archives_are_refused_before_anything_is_drawn(call, archives, tmp_path, name, how):
@@ -604,7 +615,7 @@ def test_damaged_archives_are_refused_before_anything_is_drawn(call, archives, t
     with tarfile.open(path) as tar:
         third = tar.getmembers()[min(2, len(tar.getmembers()) - 1)].offset
     cut = {"cut in a file": whole[: len(whole) // 2 + 100], "cut between files": whole[:third], "text": b"<html>" * 999,
-           "empty": b"", "gzip": gzip.compress(whole)}[how]  # fmt: skip
+           "empty": b"", "gzip": gzip.compress(whole), "cut in the checksum": whole[:-6]}[how]  # fmt: skip
     path.write_bytes(cut)
     status, out, error = call("--src", archives, "--dst", "out")
     assert (status, out) == (2, "")
