@@ -309,14 +309,12 @@ def test_the_last_line_of_a_log_is_that_of_the_reason(tmp_path):
 
 
 def reproduced(script):
-    """(--table, settled configurations) of a reproduce_*.sh; ImageNet is replaced by CIFAR-100."""
+    """(--table, settled configurations) of a reproduce_*.sh."""
     text = (ROOT / "scripts" / script).read_text()
     ((line, commands),) = re.findall(
         r'^exec "\$PY" scripts/run_exp.py (.*) "\$@" <<\'END\'\n(.*)^END$', text, re.M | re.S
     )
-    arguments = [
-        re.sub("imagenet(_sub)?", "cifar100", " ".join(command)) for command in run_exp.read_commands(commands)
-    ]
+    arguments = [" ".join(command) for command in run_exp.read_commands(commands)]
     assert len(runs_of(arguments)) == len(arguments)
     file, options, flags = run_exp.parse_command_line(line.split())
     assert (file, flags) == ("-", [])

@@ -15,9 +15,9 @@ from mnemonics.data.folders import read_folders
 
 DIGITS_SPLIT_SEED = 0
 DIGITS_MEAN, DIGITS_STD = 0.3054, 0.3760  # of all pixels of the training split
-IMAGENET_FOLDERS = {  # --dataset -> (where process_imagenet/ puts it below --data_dir, classes)
-    "imagenet_sub": ("seed_1993_subset_100_imagenet/data", 100),
-    "imagenet": ("imagenet", 1000),
+IMAGENET_FOLDERS = {  # --dataset -> (where it may be below --data_dir, what process_imagenet/ makes first; classes)
+    "imagenet_sub": (("seed_1993_subset_100_imagenet/data",), 100),
+    "imagenet": (("imagenet_all/data", "imagenet/data", "imagenet"), 1000),
 }
 Images = Tensor | FileImages
 
@@ -132,9 +132,8 @@ def load_folders(config: ExperimentConfig) -> ImageSource:
     """ImageNet, 100 classes of it, or any other folder of image files, in `config.data_dir`."""
     root = Path(config.data_dir).expanduser()
     flag = f"--data_dir {config.data_dir}"
-    below, classes = IMAGENET_FOLDERS.get(config.dataset, ("", None))
-    if not (root / "train").is_dir() and (root / below).is_dir():
-        root = root / below
+    below, classes = IMAGENET_FOLDERS.get(config.dataset, ((), None))
+    root = next((folder for folder in (root, *(root / name for name in below)) if (folder / "train").is_dir()), root)
     data = read_folders(root, flag, config.image_size or (None if classes is None else 224), config.num_workers)
     if classes not in (None, len(data.class_names)):
         raise UsageError(
