@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from mnemonics.models import make_network
 from mnemonics.presets import resolved
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--dataset folder --nb_cl_fg 2 --nb_cl 1 --network resnet8 --epochs 1 --max_images_per_class 6 --nb_protos 2 "
         "--mnemonics_epochs 1 --mnemonics_steps 2 --finetune_epochs 1 --num_workers 0").split()  # fmt: skip
 
@@ -319,3 +322,19 @@ def test_a_damaged_file_ends_a_run_with_its_name(mini, tmp_path, monkeypatch, ca
     error = capsys.readouterr().err
     assert str(victim) in error
     assert error.count("\n") == 1
+
+
+def test_from_real_imagenet_classes_to_a_finished_run(imagenet_mini, tmp_path):
+    """10 of 20 classes by the rule of the paper's subset, resized, and all phases with mnemonics: the real commands."""
+    script = [sys.executable, str(ROOT / "process_imagenet/generate_imagenet_subset.py"), "--num_classes", "10"]
+    made = tmp_path / "made"
+    subprocess.run([*script, "--src", imagenet_mini, "--dst", made, "--resize", "32", "--jobs", "1"], check=True)
+    wnids = sorted(path.name for path in (imagenet_mini / "train").iterdir())
+    drawn = np.random.RandomState(1993).choice(wnids, 10, replace=False).tolist()
+    assert (made / "wnids.txt").read_text().split() == drawn
+    command = [sys.executable, str(ROOT / "main.py"), *TINY, "--nb_cl_fg", "8", "--data_dir", made]
+    done = subprocess.run([*command, "--out", tmp_path / "run"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert [p["classes_seen"] for p in results["phases"]] == [8, 9, 10]
+    assert (results["config"]["image_size"], results["config"]["network"]) == (32, "resnet8")
