@@ -13,6 +13,7 @@ in the command line or in a command.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -26,6 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
 
 from mnemonics.config import ExperimentConfig, UsageError, parse_args, run_name
+from mnemonics.data.sources import load_source
 from mnemonics.presets import resolved
 from mnemonics.protocol import phase_sizes
 from mnemonics.sweep import Run, Sweep
@@ -144,13 +146,21 @@ def with_seeds(arguments: list[str], seeds: Sequence[int]) -> list[list[str]]:
 
 def settled(user: ExperimentConfig) -> tuple[ExperimentConfig, ExperimentConfig]:
     """What `run_name` takes and what config.json will hold, as main.py settles them. Raises UsageError."""
-    classes = CLASSES.get(user.dataset)
-    if classes is None:  # known only to main.py, once it has read the images
-        named = dataclasses.replace(user, nb_phases=user.nb_phases or (None if user.nb_cl else 5))
-        return named, resolved(named)
+    classes, size = CLASSES.get(user.dataset), user.image_size
+    if classes is None:
+        classes, size = found_in_folder(user.data_dir, size)
     first, per_phase, count = phase_sizes(classes, user.nb_phases, user.nb_cl_fg, user.nb_cl)
     named = dataclasses.replace(user, nb_phases=count, nb_cl=None, nb_cl_fg=None if first == classes // 2 else first)
-    return named, dataclasses.replace(resolved(named), nb_cl_fg=first, nb_cl=per_phase)
+    return named, dataclasses.replace(
+        resolved(dataclasses.replace(named, image_size=size)), nb_cl_fg=first, nb_cl=per_phase
+    )
+
+
+@functools.cache
+def found_in_folder(data_dir: str, image_size: int | None) -> tuple[int, int]:
+    """Classes, and height and width in pixels, of `--dataset folder`. Raises UsageError."""
+    source = load_source(ExperimentConfig(dataset="folder", data_dir=data_dir, image_size=image_size))
+    return source.num_classes, source.image_size
 
 
 def make_run(arguments: list[str], runs_dir: Path, number: int) -> Run:

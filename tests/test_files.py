@@ -1,5 +1,6 @@
 """Images in files: listing folders, decoding, cutting, streaming; and runs on them."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from torchvision.transforms import v2
 
 import main
 from mnemonics import checkpoint, experiment
-from mnemonics.config import ExperimentConfig, UsageError, parse_args
+from mnemonics.config import ExperimentConfig, UsageError, parse_args, run_name
 from mnemonics.data.batches import LabelledImages, Preprocessing, StreamedBatches
 from mnemonics.data.files import Decoder
 from mnemonics.data.folders import read_folders
@@ -238,6 +239,11 @@ def test_large_images_have_the_settings_of_imagenet():
     small = resolved(parse_args("--dataset folder --image_size 64".split()))
     assert (small.network, small.epochs, small.lr_drops, small.lamda) == ("resnet32", 160, "1/2,3/4", 5.0)
     assert resolved(parse_args("--dataset imagenet --epochs 3 --lamda 2".split())).lamda == 2.0
+
+
+def test_the_run_folder_names_the_data_folder():
+    config = parse_args("--dataset folder --data_dir /data/birds --epochs 3".split())
+    assert run_name(dataclasses.replace(config, nb_phases=5)) == "folder_birds_5phases_lucir_mnemonics_epochs3"
 
 
 def test_imagenet_is_found_below_the_data_folder_and_must_be_whole(tree):
