@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from mnemonics.distributed import bytes_from_main, world
+
 FORMAT = 2  # 2: held-out exemplars
 
 
@@ -41,12 +43,13 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what `save` wrote. Runs no code from the file.
+    """Read what `save` wrote; rank 0 does, for all processes. Runs no code from the file.
 
     Raises:
         ValueError: if the file is of another format version.
     """
-    state = torch.load(path, map_location=device, weights_only=True)
+    source = path if world() == 1 else io.BytesIO(bytes_from_main(path.read_bytes))
+    state = torch.load(source, map_location=device, weights_only=True)
     if state.get("format") != FORMAT:
         raise ValueError(f"{path}: checkpoint format {state.get('format')}, this version reads format {FORMAT}")
     return state

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mnemonics.data.batches import LabelledImages, Preprocessing, plain_batches
 from mnemonics.data.files import FileImages
+from mnemonics.distributed import gathered, world
 
 Accuracies = dict[str, float]
 
@@ -14,11 +15,20 @@ Accuracies = dict[str, float]
 def features_of(
     model: nn.Module, images: Tensor | FileImages, prep: Preprocessing, batch_size: int, mirrored: bool = False
 ) -> Tensor:
-    """Features float [n, d] of uint8 images [n, 3, h, w], or of their mirror images (width axis), in eval mode."""
+    """Features float [n, d] of uint8 images [n, 3, h, w], or of their mirror images (width axis), in eval mode.
+
+    Several processes share the work, batch by batch, so that none of them waits long for another; all get the result.
+    """
     model.eval()
     batches = plain_batches(images, batch_size, prep.mean.device)
     batches = (batch.flip(3) if mirrored else batch for batch in batches)
-    return torch.cat([model.features(prep.plain(batch)) for batch in batches])
+    size = batch_size * world()
+    return torch.cat(
+        [
+            gathered(model.features(prep.plain(batch)), min(size, len(images) - number * size))
+            for number, batch in enumerate(batches)
+        ]
+    )
 
 
 def mean_features(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:

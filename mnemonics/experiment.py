@@ -11,6 +11,7 @@ from mnemonics.baselines import BASELINES
 from mnemonics.baselines.base import Baseline
 from mnemonics.config import ExperimentConfig
 from mnemonics.data.batches import LabelledImages
+from mnemonics.distributed import from_main, is_main, same_everywhere
 from mnemonics.evaluation import accuracies, class_means, features_of, predict
 from mnemonics.exemplars.bilevel import BilevelSettings, adjust_old_exemplars, optimise_new_exemplars
 from mnemonics.exemplars.memory import exemplars_per_class
@@ -37,9 +38,9 @@ def run(user: ExperimentConfig) -> tuple[dict, Path]:
                 run_phase(experiment, baseline, phase, state, log)
             except NonFiniteLossError as error:
                 raise NonFiniteLossError(f"phase {phase.index}, {error}") from None
-            save_phase(experiment, phase, state)
+            from_main(functools.partial(save_phase, experiment, phase, state))
             log.line(phase_line(state.phases[-1]))
-    return finished_results(experiment, state), experiment.folder
+    return from_main(lambda: finished_results(experiment, state)), experiment.folder
 
 
 def run_phase(experiment: Experiment, baseline: Baseline, phase: Phase, state: State, log: RunLog) -> None:
@@ -49,22 +50,26 @@ def run_phase(experiment: Experiment, baseline: Baseline, phase: Phase, state: S
     new_data, held_out = split_off(experiment, baseline, phase)  # D_i
     with timed(seconds, "train", device):
         facts = learn_classes(experiment, baseline, phase, new_data, held_out, state, log)  # Eq. 6
+        same_everywhere(state.model.state_dict().values())
     with timed(seconds, "exemplars", device):
         per_class, _ = quotas(experiment, baseline, phase)
         start, new, losses = renew_exemplars(experiment, phase, new_data, per_class, state)  # Eq. 9, 10
+        same_everywhere([state.memory.data.images])
     before = after = evaluate(experiment, phase, state, seconds)
     if config.finetune_epochs and phase.index > 0:  # after phase 0 there is no bias to remove
         with timed(seconds, "finetune", device):
             draws = experiment.generator(phase, "fine-tuning")
             finetune_on_exemplars(state.model, state.memory, prep, config, draws)
             baseline.calibrate(state.model, state.held_out.data, prep)
+            same_everywhere(state.model.state_dict().values())
         after = evaluate(experiment, phase, state, seconds)
     if losses:
         facts |= {"exemplar_validation_loss": losses, "exemplar_change_grey_levels": mean_change(start, new)}
         for name, loss in losses.items():
             log.scalar(f"exemplars/validation_loss_{name}", loss, phase.index)
     state.phases.append(phase_result(phase, state, before, after, facts, seconds, device))
-    draw_exemplars(experiment, phase, start, new)
+    if is_main():
+        draw_exemplars(experiment, phase, start, new)
     for name, percent in after["accuracy"].items():
         log.scalar(f"accuracy/{name}", percent, phase.index)
 

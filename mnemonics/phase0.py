@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import nn
 from mnemonics import checkpoint
 from mnemonics.config import ExperimentConfig, UsageError, result_settings
 from mnemonics.data.batches import LabelledImages
+from mnemonics.distributed import from_main, is_main
 from mnemonics.setup import Experiment
 
 WITHOUT_EFFECT = (  # on phase 0; so are all settings of the exemplar level and of fine-tuning
@@ -51,10 +52,10 @@ def trained_or_taken(
     if experiment.config.phase0_dir is None:
         train()
         return None
-    folder, key = Path(experiment.config.phase0_dir), key_of(experiment, data)
+    folder, key = Path(experiment.config.phase0_dir), from_main(lambda: key_of(experiment, data))
     path = folder / f"{key}.pt"
-    with locked(folder, key):
-        taken = path.exists()
+    with locked(folder, key) if is_main() else nullcontext():
+        taken = from_main(path.exists)  # the others wait here for the lock of rank 0
         if taken:
             stored = checkpoint.load(path, experiment.device)
             model.load_state_dict(stored["model"])
@@ -63,7 +64,8 @@ def trained_or_taken(
             start = time.perf_counter()
             train()
             seconds = round(time.perf_counter() - start, 3)
-            checkpoint.save(path, {"model": model.state_dict(), "train_seconds": seconds})
+            if is_main():
+                checkpoint.save(path, {"model": model.state_dict(), "train_seconds": seconds})
     return {"key": key, "taken": taken, "train_seconds": seconds}
 
 

@@ -10,6 +10,7 @@ from mnemonics import checkpoint, report
 from mnemonics.baselines import BASELINES
 from mnemonics.config import ExperimentConfig, UsageError, result_settings
 from mnemonics.data.batches import LabelledImages
+from mnemonics.distributed import from_main
 from mnemonics.evaluation import summary
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.models import make_network, restore_network
@@ -34,28 +35,36 @@ def open_run(experiment: Experiment) -> State:
     Raises:
         UsageError: if it holds a run with other settings, or cannot be made.
     """
-    config, folder, device = experiment.config, experiment.folder, experiment.device
+    config, device = experiment.config, experiment.device
+    if from_main(lambda: prepare_folder(experiment)):
+        state = checkpoint.load(experiment.folder / "checkpoint.pt", device)
+        model = restore_network(config.network, state["model"], device)
+        memories = [ExemplarMemory(LabelledImages(**state[name])) for name in ("exemplars", "held_out")]
+        return State(model, *memories, state["phases"])
+    torch.manual_seed(seed_of(config.random_seed, 0, "weights"))
+    model = make_network(config.network, len(experiment.protocol.phases[0].class_ids), device)
+    empty = ExemplarMemory.empty(experiment.source.image_size, device)
+    return State(model, empty, empty, [])
+
+
+def prepare_folder(experiment: Experiment) -> bool:
+    """Make the run folder, with config.json. Returns whether it holds a run to take up; raises as `open_run`."""
+    config, folder = experiment.config, experiment.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
             f"--out {folder}: cannot make this folder ({error.strerror}); name one that can be written"
         ) from None
-    settings_file, checkpoint_file = folder / "config.json", folder / "checkpoint.pt"
+    settings_file = folder / "config.json"
     if settings_file.exists() and config.resume:
         refuse_other_settings(folder, json.loads(settings_file.read_text()), config)
-        if checkpoint_file.exists():
-            state = checkpoint.load(checkpoint_file, device)
-            model = restore_network(config.network, state["model"], device)
-            memories = [ExemplarMemory(LabelledImages(**state[name])) for name in ("exemplars", "held_out")]
-            return State(model, *memories, state["phases"])
+        if (folder / "checkpoint.pt").exists():
+            return True
     elif settings_file.exists():
         clear(folder)
     checkpoint.write_json(settings_file, dataclasses.asdict(config))
-    torch.manual_seed(seed_of(config.random_seed, 0, "weights"))
-    model = make_network(config.network, len(experiment.protocol.phases[0].class_ids), device)
-    empty = ExemplarMemory.empty(experiment.source.image_size, device)
-    return State(model, empty, empty, [])
+    return False
 
 
 def clear(folder: Path) -> None:

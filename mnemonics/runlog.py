@@ -1,18 +1,22 @@
 """What a run tells while it runs: log.txt and the console (lines), tensorboardX (curves)."""
 
+import os
 import time
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from mnemonics.distributed import is_main
+
 
 class RunLog:
-    """Writes into one run folder; a context manager that closes its files."""
+    """Writes into one run folder, on rank 0 only; a context manager that closes its files."""
 
     def __init__(self, folder: Path):
-        self.file = open(folder / "log.txt", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by __exit__)
-        self.writer = SummaryWriter(logdir=str(folder))
+        path = folder / "log.txt" if is_main() else Path(os.devnull)
+        self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by __exit__)
+        self.writer = SummaryWriter(logdir=str(folder), write_to_disk=is_main())
 
     def __enter__(self) -> "RunLog":
         return self

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from mnemonics.config import ExperimentConfig, UsageError
+from mnemonics.distributed import local_rank, local_world, world
 
 
 class NonFiniteLossError(RuntimeError):
@@ -30,7 +31,9 @@ def pick_device(config: ExperimentConfig) -> torch.device:
     """
     flag, name = ("--device", config.device) if config.gpu is None else ("--gpu", f"cuda:{config.gpu}")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if world() == 1:
+            return torch.device(name)
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -43,7 +46,20 @@ def pick_device(config: ExperimentConfig) -> torch.device:
             f"{flag} {name if config.gpu is None else config.gpu}: this machine has {count} CUDA devices; "
             "--device cpu works everywhere"
         )
-    return device
+    return device if world() == 1 or device.type == "cpu" else gpu_of_process(device, flag, count)
+
+
+def gpu_of_process(device: torch.device, flag: str, count: int) -> torch.device:
+    """The GPU that this process has to itself, of the `count` on this machine. Raises UsageError if there is none."""
+    if device.index is not None:
+        raise UsageError(f"{flag} {device}: each of {world()} processes has its own GPU; --device cuda gives them out")
+    if count < local_world():
+        raise UsageError(
+            f"{flag} {device}: {local_world()} processes on a machine with {count} CUDA devices; "
+            f"torchrun --nproc_per_node={count} would work"
+        )
+    torch.cuda.set_device(local_rank())  # what NCCL and everything that is not told a device will use
+    return torch.device("cuda", local_rank())
 
 
 def autocast(config: ExperimentConfig, device: torch.device) -> torch.autocast:
@@ -103,6 +119,7 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "device_name": name,
         "cpu_count": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
+        "processes": world(),
         "commit": commit(),
         "command": shlex.join(["python", *sys.argv]),
     }

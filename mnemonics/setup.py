@@ -10,6 +10,7 @@ from torch import nn
 from mnemonics.config import ExperimentConfig, run_name
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.data.sources import ImageSource, load_source
+from mnemonics.distributed import main_first, world
 from mnemonics.exemplars.memory import ExemplarMemory, check_budget
 from mnemonics.presets import resolved
 from mnemonics.protocol import Phase, Protocol, make_protocol, phase_sizes
@@ -66,7 +67,7 @@ def set_up(user: ExperimentConfig) -> Experiment:
     """
     device = pick_device(user)
     prepare(device, user.deterministic)
-    source = load_source(user)
+    source = main_first(lambda: load_source(user))
     first, per_phase, count = phase_sizes(source.num_classes, user.nb_phases, user.nb_cl_fg, user.nb_cl)
     default_first = first == source.num_classes // 2
     named = dataclasses.replace(user, nb_phases=count, nb_cl=None, nb_cl_fg=None if default_first else first)
@@ -91,6 +92,12 @@ def announcement(experiment: Experiment, state: State) -> list[str]:
         f"{'on' if config.weight_transfer else 'off'}, {config.network} on {experiment.device}; "
         f"run folder {experiment.folder}",
     ]
+    if world() > 1:
+        backend, share = "nccl" if experiment.device.type == "cuda" else "gloo", config.train_batch_size / world()
+        lines.append(
+            f"{world()} processes ({backend}): batches of {config.train_batch_size} in all, {share:.4g} each; learning "
+            "rate as configured"
+        )
     if state.phases:
         lines.append(f"resuming after phase {state.phases[-1]['phase']}")
     return lines

@@ -13,11 +13,13 @@ from tqdm import tqdm
 from mnemonics.baselines.base import Baseline
 from mnemonics.config import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing, TrainingBatches, balanced_batches, training_batches
+from mnemonics.distributed import no_bar, world
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.protocol import Phase
 from mnemonics.replay import replayable
 from mnemonics.runlog import RunLog
 from mnemonics.runtime import NonFiniteLossError, autocast
+from mnemonics.whole_batch import loss_function
 
 
 def train_phase(
@@ -42,7 +44,7 @@ def train_phase(
     steps = math.ceil(len(data) / config.train_batch_size)
     model.train()
     start = time.perf_counter()
-    with tqdm(total=config.epochs * steps, desc=f"phase {phase.index} training", leave=False, disable=None) as bar:
+    with tqdm(total=config.epochs * steps, desc=f"phase {phase.index} training", leave=False, disable=no_bar()) as bar:
         for epoch in range(config.epochs):
             loss = train_epoch(step, batches.epoch(config.train_batch_size, generator), bar) / len(data)
             report_epoch(log, phase, epoch, loss, float(optimizer.param_groups[0]["lr"]), config.epochs)
@@ -64,21 +66,22 @@ def sgd_step(
 ) -> tuple[torch.optim.Optimizer, Callable[..., Tensor]]:
     """The optimiser, and one step: what `batches.epoch` gives for a batch -> loss, detached.
 
-    On a CUDA device the step, the forward pass of the teacher included, is replayed as a CUDA graph. Its learning rate
-    is a tensor there, so that the schedule reaches into the graph.
+    On a CUDA device the step, the forward pass of the teacher included, is replayed as a CUDA graph, unless there are
+    several processes. Its learning rate is a tensor there, so that the schedule reaches into the graph.
     """
     device, cuda = batches.data.labels.device, batches.data.labels.is_cuda
     parameters = baseline.parameters(model)
     rate = torch.tensor(config.base_lr, device=device) if cuda else config.base_lr
     momentum, decay = config.custom_momentum, config.custom_weight_decay
     optimizer = torch.optim.SGD(parameters, rate, momentum=momentum, weight_decay=decay, fused=cuda)
+    loss_of = loss_function(model, baseline)
     for p in parameters if momentum else ():
         # there from the start, so that a graph can update it
         optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
     def step(*batch: Tensor) -> Tensor:
         with autocast(config, device):
-            loss = baseline.loss(model, *batches.network_input(*batch))
+            loss = loss_of(*batches.network_input(*batch))
         model.zero_grad(set_to_none=True)  # also what is not optimised but has a gradient
         loss.backward()
         optimizer.step()
@@ -88,7 +91,7 @@ def sgd_step(
         momenta = [optimizer.state[p]["momentum_buffer"] for p in parameters if momentum]
         return [*parameters, *model.buffers(), *momenta]
 
-    return optimizer, replayable(step, changed, enabled=cuda)
+    return optimizer, replayable(step, changed, enabled=cuda and world() == 1)
 
 
 def train_epoch(step: Callable[..., Tensor], draws: Iterable[tuple[Tensor, ...]], bar: tqdm) -> float:
@@ -96,7 +99,8 @@ def train_epoch(step: Callable[..., Tensor], draws: Iterable[tuple[Tensor, ...]]
     total = None  # kept on the device: reading a loss each step would stall a GPU
     for number, draw in enumerate(draws):
         loss = step(*draw)
-        total = loss * len(draw[0]) if total is None else total + loss * len(draw[0])
+        images = len(draw[-1])  # of the whole batch: its labels, or one of its draws
+        total = loss * images if total is None else total + loss * images
         bar.update()
         if number % 50 == 0 and not bar.disable:
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
@@ -127,7 +131,7 @@ def finetune_on_exemplars(
     steps = config.finetune_epochs * math.ceil(len(data) / config.mnemonics_batch_size)
     batches = balanced_batches(data.labels, config.mnemonics_batch_size, steps, generator)
     augment = prep.crop_and_mirror()
-    for batch in tqdm(batches, total=steps, desc="fine-tuning", leave=False, disable=None):
+    for batch in tqdm(batches, total=steps, desc="fine-tuning", leave=False, disable=no_bar()):
         images = prep.plain(data.images[batch])
         if config.mnemonics_augment:
             images = augment.apply(images, *augment.draw(len(batch), generator))

@@ -9,6 +9,7 @@ from torch import Tensor
 from mnemonics.data.augment import CropAndMirror, Crops, crop_and_mirror, draw_crops, normalise
 from mnemonics.data.files import FileImages, decoded
 from mnemonics.data.sources import ImageSource
+from mnemonics.distributed import own_rows, world
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,11 @@ class ResidentBatches:
         yield from zip(*(draw.split(batch_size) for draw in draws), strict=True)
 
     def network_input(self, index: Tensor, *crops: Tensor) -> tuple[Tensor, Tensor]:
-        """(network input float32 [b, 3, h, w], labels int64 [b]) of a batch of `epoch`."""
-        return self.prep.augmented(self.data.images[index], Crops(*crops)), self.data.labels[index]
+        """(network input float32 [b, 3, h, w], labels int64 [b]) of a batch of `epoch`. On several processes the images
+        are those of this process's share."""
+        mine = own_rows()
+        images = self.prep.augmented(self.data.images[index[mine]], Crops(*(crop[mine] for crop in crops)))
+        return images, self.data.labels[index]
 
 
 class StreamedBatches:
@@ -114,16 +118,18 @@ class StreamedBatches:
 
     def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
         """For each batch the images uint8 [<= batch_size, 3, h, w] and the labels, on the device. As for images in
-        memory every image comes once. Raises UsageError for a file that is no image."""
+        memory every image comes once. On several processes the images are those of this process's share, and no others
+        are read. Raises UsageError for a file that is no image."""
         labels, n = self.data.labels, len(self.data)
         order = torch.randperm(n, generator=generator, device=generator.device)
         seeds = torch.randint(2**62, (n,), generator=generator, device=generator.device)
-        self.draws.items = list(zip(order.cpu().split(batch_size), seeds.cpu().split(batch_size), strict=True))
+        mine = [[part[own_rows()] for part in draw.cpu().split(batch_size)] for draw in (order, seeds)]
+        self.draws.items = list(zip(*mine, strict=True))
         for images, index in zip(decoded(self.loader), order.split(batch_size), strict=True):
             yield images.to(labels.device, non_blocking=True), labels[index]
 
     def network_input(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(network input float32 [b, 3, h, w], labels int64 [b]) of a batch of `epoch`."""
+        """(network input float32 [b, 3, h, w] of this process's share, labels int64 [b]) of a batch of `epoch`."""
         return self.prep.plain(images), labels
 
 
@@ -149,8 +155,13 @@ def training_batches(data: LabelledImages, prep: Preprocessing) -> TrainingBatch
 
 
 def plain_batches(images: Tensor | FileImages, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    """uint8 [<= batch_size, 3, h, w] on `device`, in order, not augmented."""
-    batches = images.split(batch_size) if isinstance(images, Tensor) else images.plain_batches(batch_size)
+    """uint8 [<= batch_size, 3, h, w] on `device`, in order, not augmented. On several processes, this process's share
+    of as many images for each of them."""
+    size = batch_size * world()
+    if isinstance(images, Tensor):
+        batches = (batch[own_rows()] for batch in images.split(size))
+    else:
+        batches = images.plain_batches(size, own_rows())
     for batch in batches:
         yield batch.to(device, non_blocking=True)
 

@@ -70,10 +70,11 @@ class FileImages:
         """All of them, plain: uint8 [n, 3, size, size] in memory."""
         return torch.cat([self.stored[:0], *self.plain_batches(LOADING_BATCH)])
 
-    def plain_batches(self, batch_size: int) -> Iterator[Tensor]:
-        """uint8 [<= batch_size, 3, size, size], in order, without random cuts. Raises UsageError for a bad file."""
+    def plain_batches(self, batch_size: int, rows: slice = slice(None)) -> Iterator[Tensor]:
+        """uint8 [<= batch_size, 3, size, size], in order, without random cuts: of each batch these `rows`, all by
+        default. Raises UsageError for a bad file."""
         index = torch.arange(len(self)).split(batch_size) if len(self) else ()
-        yield from decoded(self.loader([(rows, None) for rows in index]))
+        yield from decoded(self.loader([(batch[rows], None) for batch in index]))
 
     def loader(self, draws: Iterable[tuple[Tensor, Tensor | None]], persistent: bool = False) -> DataLoader:
         """Batches of the images `index` (int64 [b]), cut at random by `seeds` (int64 [b]) where they are not None, for
@@ -113,7 +114,7 @@ class Decoder(Dataset):
         try:
             rows = self.images.rows[index].tolist()
             shown = map(self.plain, rows) if seeds is None else map(self.cut, rows, seeds.tolist())
-            return torch.stack(list(shown))
+            return torch.stack(list(shown)) if len(index) else self.images.stored[:0]
         except OSError as error:  # a string, because an exception would arrive with the worker's traceback in it
             return str(error)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mnemonics.config import UsageError
 from mnemonics.data.files import FileImages
+from mnemonics.distributed import local_world
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 TEST_FOLDERS = ("val", "test")  # the first one that is there
@@ -41,7 +42,7 @@ def read_folders(root: Path, flag: str, size: int | None, workers: int | None) -
     Args:
         flag: what to name in errors, e.g. "--data_dir data".
         size: height and width in pixels; None: what the first training image has on its short side, at most 224.
-        workers: processes that decode; None: one per core, at most 16.
+        workers: processes that decode; None: one per core, at most 16. Several processes share the cores.
     Raises:
         UsageError: for missing folders, classes that differ between training and test, and classes without images.
     """
@@ -60,7 +61,7 @@ def read_folders(root: Path, flag: str, size: int | None, workers: int | None) -
     train, test = (list_split(root, name, classes, flag) for name in ("train", test_folder))
     if size is None:
         size = min(short_side(root / os.fsdecode(train.names[0]), flag), LARGEST_SIZE)
-    workers = min(os.cpu_count() or 1, 16) if workers is None else workers
+    workers = min(max((os.cpu_count() or 1) // local_world(), 1), 16) if workers is None else workers
     ignored = train.ignored + test.ignored
     notices = (f"{ignored} files in {root} are no images by their names: ignored",) if ignored else ()
     splits = ((file_images(root, split, size, workers), split.class_ids) for split in (train, test))

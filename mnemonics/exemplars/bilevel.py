@@ -23,6 +23,7 @@ from tqdm import tqdm
 from mnemonics.config import ExperimentConfig
 from mnemonics.data.augment import CropAndMirror, denormalise
 from mnemonics.data.batches import LabelledImages, Preprocessing, balanced_batches, rank_within_class
+from mnemonics.distributed import no_bar, own_rows, summed, world
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.exemplars.pixels import Pixels
 from mnemonics.exemplars.unroll import Draw, GraphedSteps, Parameters, Steps, unroll, unrolled_gradient
@@ -119,7 +120,8 @@ class BaseLevel:
     def gradient(
         self, exemplars: NetworkInput, validation: NetworkInput, draws: list[Draw], epoch: int
     ) -> tuple[Tensor, Tensor]:
-        """Gradient of the validation loss after the K steps for the exemplars that took part in them.
+        """Gradient of the validation loss after the K steps for the exemplars that took part in them. On several
+        processes `validation` is the share of this one; all get the gradient of the mean over all shares.
 
         Returns:
             Indices int64 [m] of those exemplars, ascending, and their gradients float [m, ...].
@@ -138,6 +140,7 @@ class BaseLevel:
             loss, gradient, *_ = unrolled_gradient(steps, loss_of, parameters, exemplars.images, draws, rates)
             used = torch.stack([batch for batch, *_ in draws]).unique()
             used = used[used < len(exemplars.labels)]  # the rest are `fixed`
+        loss, gradient = mean_of_all(loss, gradient, len(validation.labels))
         if not (torch.isfinite(loss) and torch.isfinite(gradient).all()):
             raise NonFiniteLossError(
                 f"exemplar optimisation, epoch {epoch}: the validation loss after {settings.steps} steps is "
@@ -156,8 +159,8 @@ class BaseLevel:
         return self.graphed[shapes]
 
     def validation_loss(self, validation: NetworkInput, parameters: Parameters) -> Tensor:
-        """V: cross-entropy on the validation images."""
-        return F.cross_entropy(functional_call(self.model, parameters, (validation.images,)), validation.labels)
+        """V: cross-entropy on the validation images; see `own_loss`."""
+        return own_loss(functional_call(self.model, parameters, (validation.images,)), validation.labels)
 
     def loss_after_steps(self, exemplars: NetworkInput, validation: NetworkInput, draws: list[Draw]) -> float:
         """V alone, after K steps on all weights whatever the variant: what the fine-tuning will do."""
@@ -165,14 +168,32 @@ class BaseLevel:
         steps = Steps(self.step_loss, self.parameters)
         points, _ = unroll(steps, steps.layout.flatten(self.parameters), exemplars.images, draws, rates)
         with torch.no_grad():
-            return self.validation_loss(validation, steps.layout.unflatten(points[-1])).item()
+            loss = self.validation_loss(validation, steps.layout.unflatten(points[-1]))
+        return mean_of_all(loss, points[:0], len(validation.labels))[0].item()
+
+
+def own_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy on validation images: the mean or, on several processes, the sum, which an empty share has too."""
+    return F.cross_entropy(logits, labels, reduction="mean" if world() == 1 else "sum")
+
+
+def mean_of_all(loss: Tensor, gradient: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """An `own_loss` over so many images and its gradient -> those of the mean over the images of all processes.
+
+    The pass back through the steps is linear in the gradient that it starts from, so shares can be added at its end.
+    """
+    if world() == 1:
+        return loss, gradient
+    total = summed(torch.cat([loss.detach().reshape(1), loss.new_tensor([images]), gradient.flatten()]))
+    return total[0] / total[1], total[2:].view_as(gradient) / total[1]
 
 
 def class_mean_gradient(
     model: nn.Module, exemplars: NetworkInput, fixed: NetworkInput | None, validation: NetworkInput
 ) -> tuple[Tensor, Tensor]:
-    """The variant without a base level: (loss, its gradient for the exemplars), the loss being the cross-entropy of the
-    cosines between the features of the validation images and the mean feature of each class's exemplars."""
+    """The variant without a base level: (loss, its gradient for the exemplars), the loss being the cross-entropy (see
+    `own_loss`) of the cosines between the features of the validation images and the mean feature of each class's
+    exemplars."""
     images = exemplars.images.detach().requires_grad_()
     everything = NetworkInput(images, exemplars.labels).and_also(fixed)
     classes, position = everything.labels.unique(return_inverse=True)
@@ -181,7 +202,7 @@ def class_mean_gradient(
     with torch.no_grad():
         features = model.features(validation.images)
     cosines = F.normalize(features, dim=1) @ F.normalize(means, dim=1).T
-    loss = F.cross_entropy(cosines, torch.searchsorted(classes, validation.labels))
+    loss = own_loss(cosines, torch.searchsorted(classes, validation.labels))
     return loss.detach(), torch.autograd.grad(loss, images)[0]
 
 
@@ -205,7 +226,8 @@ def optimise_exemplars(
             "class-mean" a method `features` that maps images to [n, d].
         images: where to start, float [n, ...]: what the model takes.
         labels: int64 [n].
-        validation: gives the next validation batch, (float [m, ...], int64 [m]).
+        validation: gives the next validation batch, (float [m, ...], int64 [m]); on several processes, the share of
+            each. Everything else must be the same there.
         settings: see `BilevelSettings`.
         low, high: valid range of the images: two numbers, or two tensors that broadcast to them; none by default.
         fixed: further (images, labels) that the base level trains on but that stay as they are.
@@ -222,7 +244,7 @@ def optimise_exemplars(
     start = images.detach().clone()
     pixels = Pixels(start, low, high, settings.optimizer, settings.pixel_rate, settings.epochs)
     exemplars = NetworkInput(pixels.images, labels)
-    for epoch in tqdm(range(settings.epochs), desc="new exemplars", leave=False, disable=None):
+    for epoch in tqdm(range(settings.epochs), desc="new exemplars", leave=False, disable=no_bar()):
         draws = base.draw(labels, generator)
         pixels.step(*base.gradient(exemplars, NetworkInput(*validation()), draws, epoch))
         pixels.end_epoch()
@@ -261,7 +283,7 @@ def optimise_new_exemplars(
 
     def validation() -> tuple[Tensor, Tensor]:
         batch = next(balanced_batches(pool.labels, settings.batch_size, 1, generator))
-        chosen = pool[batch].loaded()
+        chosen = pool[batch[own_rows()]].loaded()
         return prep.plain(chosen.images), chosen.labels
 
     base = BaseLevel(model, settings, None if fixed is None else NetworkInput(*fixed), augment)
@@ -297,13 +319,14 @@ def adjust_old_exemplars(
     images, (low, high) = prep.plain(memory.data.images), prep.valid_range()
     pixels = Pixels(images, low, high, settings.optimizer, settings.pixel_rate, settings.epochs)
     exemplars = NetworkInput(pixels.images, memory.data.labels)
-    for epoch in tqdm(range(settings.epochs), desc="old exemplars", leave=False, disable=None):
+    for epoch in tqdm(range(settings.epochs), desc="old exemplars", leave=False, disable=no_bar()):
         subsets = balanced_subsets(exemplars.labels, settings.subsets, generator)
         for number, subset in enumerate(subsets):
             others = torch.cat(subsets[:number] + subsets[number + 1 :])
             batch = next(balanced_batches(exemplars.labels[others], settings.batch_size, 1, generator))
             draws = base.draw(exemplars.labels[subset], generator)
-            used, gradient = base.gradient(exemplars[subset], exemplars[others[batch]], draws, epoch)
+            validation = exemplars[others[batch[own_rows()]]]
+            used, gradient = base.gradient(exemplars[subset], validation, draws, epoch)
             pixels.step(subset[used], gradient)
         pixels.end_epoch()
     return memory.with_images(denormalise(pixels.images, prep.mean, prep.std))

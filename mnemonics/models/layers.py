@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mnemonics.distributed import world
+from mnemonics.models.shared_norm import shared_batch_norm
+
 
 class ScaledConv2d(nn.Conv2d):
     """A convolution with weight transfer (Sun et al. 2019, as the paper uses it): W_eff = W * M.
@@ -24,7 +27,7 @@ class ScaledConv2d(nn.Conv2d):
                 conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False
             )
         scaled.weight = conv.weight.requires_grad_(False)
-        scaled.factor = nn.Parameter(torch.ones_like(conv.weight[:, :, :1, :1]))
+        scaled.factor = nn.Parameter(torch.ones_like(conv.weight[:, :, :1, :1], memory_format=torch.contiguous_format))
         return scaled.train(conv.training)
 
     @property
@@ -51,7 +54,7 @@ def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
     same function of x and of all parameters, without reading and writing the activations a second time.
     """
     if bn.training:
-        return bn(conv(x))
+        return bn(conv(x)) if world() == 1 else shared_batch_norm(conv(x), bn)
     scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
     weight = conv.effective_weight if isinstance(conv, ScaledConv2d) else conv.weight
     weight, bias = weight * scale[:, None, None, None], bn.bias - bn.running_mean * scale
