@@ -13,7 +13,8 @@ from mnemonics.config import ExperimentConfig
 from mnemonics.data.batches import LabelledImages
 from mnemonics.distributed import from_main, is_main, same_everywhere
 from mnemonics.evaluation import accuracies, class_means, features_of, predict
-from mnemonics.exemplars.bilevel import BilevelSettings, adjust_old_exemplars, optimise_new_exemplars
+from mnemonics.exemplars.base_level import BilevelSettings
+from mnemonics.exemplars.bilevel import adjust_old_exemplars, optimise_new_exemplars
 from mnemonics.exemplars.memory import exemplars_per_class
 from mnemonics.exemplars.selection import herding_selection, random_selection
 from mnemonics.phase0 import trained_or_taken

@@ -22,13 +22,8 @@ from mnemonics.data.batches import LabelledImages, Preprocessing, StreamedBatche
 from mnemonics.data.folders import read_folders  # noqa: E402
 from mnemonics.data.sources import load_source  # noqa: E402
 from mnemonics.evaluation import features_of, predict  # noqa: E402
-from mnemonics.exemplars.bilevel import (  # noqa: E402
-    BaseLevel,
-    BilevelSettings,
-    NetworkInput,
-    adjust_old_exemplars,
-    optimise_new_exemplars,
-)
+from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput  # noqa: E402
+from mnemonics.exemplars.bilevel import adjust_old_exemplars, optimise_new_exemplars  # noqa: E402
 from mnemonics.exemplars.memory import ExemplarMemory  # noqa: E402
 from mnemonics.models import make_network  # noqa: E402
 from mnemonics.models.layers import conv_bn  # noqa: E402

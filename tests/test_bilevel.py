@@ -12,13 +12,8 @@ from torch.func import functional_call
 from mnemonics.config import parse_args
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.exemplars import BilevelSettings, optimise_exemplars
-from mnemonics.exemplars.bilevel import (
-    BaseLevel,
-    NetworkInput,
-    adjust_old_exemplars,
-    balanced_subsets,
-    optimise_new_exemplars,
-)
+from mnemonics.exemplars.base_level import BaseLevel, NetworkInput
+from mnemonics.exemplars.bilevel import adjust_old_exemplars, balanced_subsets, optimise_new_exemplars
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.exemplars.pixels import Pixels
 from mnemonics.presets import resolved

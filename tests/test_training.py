@@ -11,7 +11,7 @@ from mnemonics.baselines import BASELINES
 from mnemonics.config import ExperimentConfig
 from mnemonics.data.augment import Crops
 from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatches
-from mnemonics.exemplars.bilevel import BaseLevel, BilevelSettings
+from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.exemplars.unroll import Steps, unroll
 from mnemonics.models import make_network

@@ -1,0 +1,194 @@
+"""The base level of the exemplar optimisation (Eq. 8): K steps of a copy of the model on the exemplars, and the gradient
+of a validation loss back through them. Notation: `bilevel.py`."""
+
+import copy
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mnemonics.config import ExperimentConfig
+from mnemonics.data.augment import CropAndMirror
+from mnemonics.data.batches import balanced_batches
+from mnemonics.distributed import summed, world
+from mnemonics.exemplars.unroll import Draw, GraphedSteps, Parameters, Steps, unroll, unrolled_gradient
+from mnemonics.runtime import NonFiniteLossError
+
+
+@dataclass(frozen=True)
+class BilevelSettings:
+    """Settings of the exemplar level. The defaults are those of `--mnemonics_preset default`."""
+
+    variant: str = "unroll"  # or "unroll-fc" (classifier weights only), "class-mean" (no base level)
+    steps: int = 15  # K
+    rate: float = 0.01  # α
+    batch_size: int = 128  # exemplars per base-level step and images per validation batch
+    epochs: int = 20  # updates of the pixels
+    pixel_rate: float = 0.01  # β, in units of the network's input, halved every fifth of the epochs
+    optimizer: str = "adam"  # or "sgd"
+    subsets: int = 2  # parts of the old exemplars, each adjusted on the others
+    cuda_graphs: bool = False  # capture the steps as CUDA graphs
+
+    @staticmethod
+    def of(config: ExperimentConfig) -> "BilevelSettings":
+        """The settings of a command line."""
+        return BilevelSettings(
+            config.mnemonics_variant,
+            config.mnemonics_steps,
+            config.mnemonics_lr,
+            config.mnemonics_batch_size,
+            config.mnemonics_epochs,
+            config.mnemonics_outer_lr,
+            config.mnemonics_optimizer,
+            config.mnemonics_subsets,
+            config.cuda_graphs,
+        )
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """Network input float [n, ...] (here normalised images [n, 3, h, w]) and labels int64 [n]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __getitem__(self, index: Tensor) -> "NetworkInput":
+        return NetworkInput(self.images[index], self.labels[index])
+
+    def and_also(self, other: "NetworkInput | None") -> "NetworkInput":
+        if other is None:
+            return self
+        return NetworkInput(torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]))
+
+
+class BaseLevel:
+    """The base level for one model: how training on exemplars changes it, and the gradient back to the exemplars."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: BilevelSettings,
+        fixed: NetworkInput | None = None,
+        augment: CropAndMirror | None = None,
+    ):
+        """
+        Args:
+            model: θ_0; copied, so that what becomes of it afterwards does not matter. Used in eval mode.
+            fixed: images that the base level trains on too, but that are not optimised.
+            augment: the augmentation of base-level batches.
+        """
+        self.model, self.settings, self.fixed, self.augment = copy.deepcopy(model).eval(), settings, fixed, augment
+        self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.graphed: dict[tuple[torch.Size, ...], GraphedSteps] = {}
+
+    def step_loss(
+        self, parameters: Parameters, images: Tensor, batch: Tensor, labels: Tensor, *crops: Tensor
+    ) -> Tensor:
+        """L_k: cross-entropy on the minibatch with these indices (into the exemplars, then `fixed`) and labels."""
+        if self.fixed is not None:
+            images = torch.cat([images, self.fixed.images])
+        images = images.index_select(0, batch)
+        if self.augment is not None:
+            images = self.augment.apply(images, *crops)
+        return F.cross_entropy(functional_call(self.model, parameters, (images,)), labels)
+
+    def draw(self, labels: Tensor, generator: torch.Generator) -> list[Draw]:
+        """Class-balanced minibatches and crops for K steps on exemplars with these labels (int64 [n])."""
+        if self.fixed is not None:
+            labels = torch.cat([labels, self.fixed.labels])
+        draws = []
+        for batch in balanced_batches(labels, self.settings.batch_size, self.settings.steps, generator):
+            crops = self.augment.draw(len(batch), generator) if self.augment is not None else ()
+            draws.append((batch, labels[batch], *crops))
+        return draws
+
+    def gradient(
+        self, exemplars: NetworkInput, validation: NetworkInput, draws: list[Draw], epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient of the validation loss after the K steps for the exemplars that took part in them. On several
+        processes `validation` is the share of this one; all get the gradient of the mean over all shares.
+
+        Returns:
+            Indices int64 [m] of those exemplars, ascending, and their gradients float [m, ...].
+        Raises:
+            NonFiniteLossError: if the loss or the gradient is NaN or infinite.
+        """
+        settings = self.settings
+        if settings.variant == "class-mean":
+            loss, gradient = class_mean_gradient(self.model, exemplars, self.fixed, validation)
+            used = torch.arange(len(exemplars.labels), device=gradient.device)
+        else:
+            part = "classifier." if settings.variant == "unroll-fc" else ""
+            parameters = {name: p for name, p in self.parameters.items() if name.startswith(part)}
+            steps, rates = self.steps_for(parameters, exemplars.images, draws[0]), [settings.rate] * settings.steps
+            loss_of = functools.partial(self.validation_loss, validation)
+            loss, gradient, *_ = unrolled_gradient(steps, loss_of, parameters, exemplars.images, draws, rates)
+            used = torch.stack([batch for batch, *_ in draws]).unique()
+            used = used[used < len(exemplars.labels)]  # the rest are `fixed`
+        loss, gradient = mean_of_all(loss, gradient, len(validation.labels))
+        if not (torch.isfinite(loss) and torch.isfinite(gradient).all()):
+            raise NonFiniteLossError(
+                f"exemplar optimisation, epoch {epoch}: the validation loss after {settings.steps} steps is "
+                f"{loss.item()} with --mnemonics_lr {settings.rate} and --mnemonics_outer_lr {settings.pixel_rate}; "
+                "lower rates may help"
+            )
+        return used, gradient[used]
+
+    def steps_for(self, parameters: Parameters, images: Tensor, draw: Draw) -> Steps:
+        """The steps to use: with `cuda_graphs`, captured once for each set of shapes."""
+        if not (self.settings.cuda_graphs and images.is_cuda):
+            return Steps(self.step_loss, parameters)
+        shapes = (images.shape, *(tensor.shape for tensor in draw))
+        if shapes not in self.graphed:
+            self.graphed[shapes] = GraphedSteps(self.step_loss, parameters, images, draw)
+        return self.graphed[shapes]
+
+    def validation_loss(self, validation: NetworkInput, parameters: Parameters) -> Tensor:
+        """V: cross-entropy on the validation images; see `own_loss`."""
+        return own_loss(functional_call(self.model, parameters, (validation.images,)), validation.labels)
+
+    def loss_after_steps(self, exemplars: NetworkInput, validation: NetworkInput, draws: list[Draw]) -> float:
+        """V alone, after K steps on all weights whatever the variant: what the fine-tuning will do."""
+        rates = [self.settings.rate] * self.settings.steps
+        steps = Steps(self.step_loss, self.parameters)
+        points, _ = unroll(steps, steps.layout.flatten(self.parameters), exemplars.images, draws, rates)
+        with torch.no_grad():
+            loss = self.validation_loss(validation, steps.layout.unflatten(points[-1]))
+        return mean_of_all(loss, points[:0], len(validation.labels))[0].item()
+
+
+def own_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy on validation images: the mean or, on several processes, the sum, which an empty share has too."""
+    return F.cross_entropy(logits, labels, reduction="mean" if world() == 1 else "sum")
+
+
+def mean_of_all(loss: Tensor, gradient: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """An `own_loss` over so many images and its gradient -> those of the mean over the images of all processes.
+
+    The pass back through the steps is linear in the gradient that it starts from, so shares can be added at its end.
+    """
+    if world() == 1:
+        return loss, gradient
+    total = summed(torch.cat([loss.detach().reshape(1), loss.new_tensor([images]), gradient.flatten()]))
+    return total[0] / total[1], total[2:].view_as(gradient) / total[1]
+
+
+def class_mean_gradient(
+    model: nn.Module, exemplars: NetworkInput, fixed: NetworkInput | None, validation: NetworkInput
+) -> tuple[Tensor, Tensor]:
+    """The variant without a base level: (loss, its gradient for the exemplars), the loss being the cross-entropy (see
+    `own_loss`) of the cosines between the features of the validation images and the mean feature of each class's
+    exemplars."""
+    images = exemplars.images.detach().requires_grad_()
+    everything = NetworkInput(images, exemplars.labels).and_also(fixed)
+    classes, position = everything.labels.unique(return_inverse=True)
+    members = F.one_hot(position, len(classes)).to(images)  # (n, classes)
+    means = members.T @ model.features(everything.images) / members.sum(0)[:, None]
+    with torch.no_grad():
+        features = model.features(validation.images)
+    cosines = F.normalize(features, dim=1) @ F.normalize(means, dim=1).T
+    loss = own_loss(cosines, torch.searchsorted(classes, validation.labels))
+    return loss.detach(), torch.autograd.grad(loss, images)[0]
