@@ -1,5 +1,6 @@
-"""The base level of the exemplar optimisation (Eq. 8): K steps of a copy of the model on the exemplars, and the gradient
-of a validation loss back through them. Notation: `bilevel.py`."""
+"""The base level of the exemplar optimisation (Eq. 8): K steps of a copy of the model on the exemplars, and the way
+back through them, from a validation loss to the exemplars. Notation: `bilevel.py`.
+"""
 
 import copy
 import functools
