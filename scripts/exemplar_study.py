@@ -3,6 +3,7 @@
     python scripts/exemplar_study.py zero --data_dir data       one model of phase 0, many ways to make its exemplars
     python scripts/exemplar_study.py one --data_dir data        the same with a model of phase 1
     python scripts/exemplar_study.py runs --data_dir data       whole runs over six phases
+    python scripts/exemplar_study.py gradients --data_dir data  how large the gradient of a pixel is, after phase 0
     python scripts/exemplar_study.py table                      what was measured so far, as Markdown
 
 On real CIFAR-100, by default with iCaRL's loss (--flags). "one": a model is trained once on 10 classes, then on 10 new
@@ -29,9 +30,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mnemonics import checkpoint
 from mnemonics.baselines import BASELINES
 from mnemonics.config import parse_args
-from mnemonics.data.batches import LabelledImages
+from mnemonics.data.batches import LabelledImages, balanced_batches
+from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput
 from mnemonics.exemplars.memory import ExemplarMemory
-from mnemonics.experiment import evaluate, learn_classes, mean_change, renew_exemplars, run_phase, split_off
+from mnemonics.experiment import (
+    evaluate,
+    learn_classes,
+    mean_change,
+    renew_exemplars,
+    run_phase,
+    select_exemplars,
+    split_off,
+)
 from mnemonics.models import make_network, restore_network
 from mnemonics.presets import resolved
 from mnemonics.runlog import RunLog
@@ -86,11 +96,16 @@ RUNS = [
     "--mnemonics_base joint",
     "--mnemonics_base joint --no_adjust",
 ]
+GRADIENTS = [
+    "--mnemonics_batch_size 200",
+    "--mnemonics_batch_size 200 --mnemonics_lr 0.03",
+    "--mnemonics_preset paper",
+]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("zero", "one", "runs", "table"), help="which part of the study")
+    parser.add_argument("part", choices=("zero", "one", "runs", "gradients", "table"), help="which part of the study")
     parser.add_argument("--data_dir", default="data", help="where CIFAR-100 is (%(default)s)")
     parser.add_argument("--device", default="auto", help="as in main.py (%(default)s)")
     parser.add_argument("--network", default="resnet8", help="as in main.py (%(default)s)")
@@ -117,9 +132,14 @@ def main() -> None:
     rows = (
         [row.strip() for row in args.rows.split(";")]
         if args.rows
-        else {"zero": ONE, "one": ONE, "runs": RUNS}[args.part]
+        else {"zero": ONE, "one": ONE, "runs": RUNS, "gradients": GRADIENTS}[args.part]
     )
-    measure = measure_run if args.part == "runs" else functools.partial(measure_one, 0 if args.part == "zero" else 1)
+    measure = {
+        "zero": functools.partial(measure_one, 0),
+        "one": functools.partial(measure_one, 1),
+        "runs": measure_run,
+        "gradients": measure_gradient,
+    }[args.part]
     with RunLog(args.work_dir) as log:
         for seed in args.seeds:
             for row in rows:
@@ -141,8 +161,9 @@ def main() -> None:
 
 def start_state(base: Experiment, part: str, seed: int, work_dir: Path, log: RunLog) -> State:
     """What the rows start from, trained once and kept: in "one" the model after the training of phase 1 and random
-    exemplars of phase 0, the same for all seeds; in "zero" that after the training of phase 0, also the same; in "runs"
-    one per seed."""
+    exemplars of phase 0, the same for all seeds; in "zero" and "gradients" that after the training of phase 0, also the
+    same; in "runs" one per seed."""
+    part = "zero" if part == "gradients" else part
     seed, last_phase = (seed if part == "runs" else 1993), (1 if part == "one" else 0)
     config = dataclasses.replace(base.config, random_seed=seed, exemplars="random")
     name = f"{config.baseline}_{config.weight_transfer}" if part == "one" else "phase0"
@@ -177,6 +198,25 @@ def measure_one(index: int, experiment: Experiment, state: State, log: RunLog) -
     return {"before": before, "after": after, "validation_loss": losses, "change_grey_levels": mean_change(start, new)}
 
 
+def measure_gradient(experiment: Experiment, state: State, log: RunLog) -> dict:
+    """The first exemplar gradient after phase 0, for random images, in units of the network's input; and how far the
+    schedule of the pixels could take the mean and the most moved pixel along it with SGD, in grey levels."""
+    config, prep, phase = experiment.config, experiment.prep, experiment.protocol.phases[0]
+    data, draws = experiment.train_data([phase]), experiment.generator(phase, "new exemplars")
+    start = select_exemplars(experiment, phase, state.model, data, config.nb_protos)
+    base, labels = BaseLevel(state.model, BilevelSettings.of(config)), start.labels
+    chosen = data[next(balanced_batches(data.labels, config.mnemonics_batch_size, 1, draws))]
+    exemplars, validation = (NetworkInput(prep.plain(x.images), x.labels) for x in (start, chosen))
+    _, gradient = base.gradient(exemplars, validation, base.draw(labels, draws), 0)
+    gradient = gradient.abs()
+    distance = config.mnemonics_outer_lr * config.mnemonics_epochs * sum(0.5**k for k in range(5)) / 5
+    grey_levels = (gradient * (255 * prep.std[:, None, None])) * distance
+    return {
+        "gradient": {"mean": gradient.mean().item(), "max": gradient.max().item()},
+        "sgd_grey_levels": {"mean": grey_levels.mean().item(), "max": grey_levels.max().item()},
+    }
+
+
 def measure_run(experiment: Experiment, state: State, log: RunLog) -> dict:
     """Six phases from the trained model of phase 0: accuracies after each, in percent."""
     phases = experiment.protocol.phases[:6]
@@ -208,7 +248,18 @@ def markdown(results: list[dict]) -> str:
             minutes = statistics.mean(r["seconds"] for r in same) / 60
             lines.append(f"| `{which}` | {len(same)} | {' | '.join(accuracy)} | {', '.join(shown)} | {minutes:.1f} |")
         lines.append("")
-    return "\n".join(lines).rstrip()
+    return "\n".join([*lines, *gradient_table([r for r in results if r["part"] == "gradients"])]).rstrip()
+
+
+def gradient_table(rows: list[dict]) -> list[str]:
+    """Lines of the table of the part "gradients"; none without rows."""
+    lines = ["| gradients: flags | seed | gradient: mean, max | grey levels by SGD: mean, max |", "|---|---|---|---|"]
+    for row in rows:
+        gradient, moved = (
+            f"{row[name]['mean']:.1e}, {row[name]['max']:.1e}" for name in ("gradient", "sgd_grey_levels")
+        )
+        lines.append(f"| `{row_key(row)}` | {row['seed']} | {gradient} | {moved} |")
+    return lines if rows else []
 
 
 def row_key(result: dict) -> str:

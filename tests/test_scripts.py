@@ -45,7 +45,11 @@ def test_exemplar_study_measures_continues_and_tabulates(cifar100_mini, tmp_path
     assert set(results[1]["validation_loss"]) == {"start", "optimised", "rounded"}
     script("exemplar_study.py", "one", *arguments)
     assert len(out.read_text().splitlines()) == 2
+    script("exemplar_study.py", "gradients", *common, "--rows", "--mnemonics_steps 2", *arguments[-4:])
+    gradient = json.loads(out.read_text().splitlines()[2])["gradient"]
+    assert 0 < gradient["mean"] < gradient["max"]
     table = script("exemplar_study.py", "table", "--out", out)
+    assert "| `--epochs 1 --mnemonics_steps 2` | 1 | " + f"{gradient['mean']:.1e}" in table
     assert "| `--epochs 1 --exemplars random` | 1 | " + f"{results[0]['after']['cnn']:.2f}" in table
 
 
