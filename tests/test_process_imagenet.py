@@ -154,7 +154,12 @@ def started(*arguments, script=SUBSET, **options):
     command = [sys.executable, str(ROOT / "process_imagenet" / script), *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd="/", env=environment, **pipes | options)
+    return subprocess.Popen(command, cwd="/", env=environment, preexec_fn=heed_interrupts, **pipes | options)
+
+
+def heed_interrupts():
+    """As in a terminal; what a shell runs in the background ignores them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def contents(root):
