@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 IMAGENET = ("imagenet_sub", "imagenet")
@@ -299,19 +298,3 @@ def repetitions(config: ExperimentConfig) -> list[ExperimentConfig]:
 def result_settings(config: ExperimentConfig) -> dict[str, Any]:
     """The settings that can change a number in results.json; a run is resumed only where all of them agree."""
     return {name: getattr(config, name) for name, f in FIELDS.items() if f.metadata["affects_results"]}
-
-
-def run_name(config: ExperimentConfig) -> str:
-    """Name of the run folder, e.g. `cifar100_5phases_lucir_mnemonics_epochs2`: the four main settings and every other
-    one that is not at its default; which folder, where that is the data set. `config` is as the user gave it, with
-    nb_phases filled in."""
-    main = ("dataset", "nb_phases", "nb_cl_fg", "nb_cl", "baseline", "method")
-    parts = [config.dataset, f"{config.nb_phases}phases", config.baseline, config.method]
-    if config.nb_cl_fg is not None:
-        parts.insert(2, f"from{config.nb_cl_fg}")
-    if config.dataset == "folder":
-        parts.insert(1, Path(config.data_dir).resolve().name)
-    for name, value in result_settings(config).items():
-        if name not in main and value != FIELDS[name].default:
-            parts.append(name if value is True else f"no_{name}" if value is False else f"{name}{value}")
-    return "_".join(parts)

@@ -1,8 +1,11 @@
-"""What the settings that were not given become: by data set, by --method and by --mnemonics_preset."""
+"""What the settings that were not given become: by data set, by --method and by --mnemonics_preset; and the name of a
+run."""
 
 import dataclasses
+from pathlib import Path
 
-from mnemonics.config import BOUNDS, IMAGENET, LARGEST_SMALL_IMAGE, ExperimentConfig
+from mnemonics.config import BOUNDS, FIELDS, IMAGENET, LARGEST_SMALL_IMAGE, ExperimentConfig, result_settings
+from mnemonics.protocol import phase_sizes
 
 METHODS = {
     "mnemonics": {"exemplars": "mnemonics", "weight_transfer": True},
@@ -53,3 +56,38 @@ def resolved(config: ExperimentConfig) -> ExperimentConfig:
     if config.nb_protos is None and config.total_memory is None:
         rest["nb_protos"] = 20
     return dataclasses.replace(config, **rest)
+
+
+def settled(
+    user: ExperimentConfig, num_classes: int, image_size: int | None
+) -> tuple[ExperimentConfig, ExperimentConfig]:
+    """All settings, once the data set is known.
+
+    Args:
+        image_size: height and width in pixels of images in files; None for those in memory, which have their own.
+    Returns:
+        What `run_name` takes, and what config.json holds.
+    Raises:
+        UsageError: for phases that do not fit the number of classes.
+    """
+    first, per_phase, count = phase_sizes(num_classes, user.nb_phases, user.nb_cl_fg, user.nb_cl)
+    other_first = None if first == num_classes // 2 else first
+    named = dataclasses.replace(user, nb_phases=count, nb_cl=None, nb_cl_fg=other_first)
+    config = resolved(dataclasses.replace(named, image_size=image_size))
+    return named, dataclasses.replace(config, nb_cl_fg=first, nb_cl=per_phase)
+
+
+def run_name(config: ExperimentConfig) -> str:
+    """Name of the run folder, e.g. `cifar100_5phases_lucir_mnemonics_epochs2`: the four main settings and every other
+    one that is not at its default; which folder, where that is the data set. `config` is as the user gave it, with
+    nb_phases filled in."""
+    main = ("dataset", "nb_phases", "nb_cl_fg", "nb_cl", "baseline", "method")
+    parts = [config.dataset, f"{config.nb_phases}phases", config.baseline, config.method]
+    if config.nb_cl_fg is not None:
+        parts.insert(2, f"from{config.nb_cl_fg}")
+    if config.dataset == "folder":
+        parts.insert(1, Path(config.data_dir).resolve().name)
+    for name, value in result_settings(config).items():
+        if name not in main and value != FIELDS[name].default:
+            parts.append(name if value is True else f"no_{name}" if value is False else f"{name}{value}")
+    return "_".join(parts)

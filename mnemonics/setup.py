@@ -1,19 +1,18 @@
 """From the settings to everything the phase loop needs: data, protocol, device, run folder."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from mnemonics.config import ExperimentConfig, run_name
+from mnemonics.config import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.data.sources import ImageSource, load_source
 from mnemonics.distributed import main_first, world
 from mnemonics.exemplars.memory import ExemplarMemory, check_budget
-from mnemonics.presets import resolved
-from mnemonics.protocol import Phase, Protocol, make_protocol, phase_sizes
+from mnemonics.presets import run_name, settled
+from mnemonics.protocol import Phase, Protocol, make_protocol
 from mnemonics.runtime import generator, pick_device, prepare
 
 
@@ -68,13 +67,10 @@ def set_up(user: ExperimentConfig) -> Experiment:
     device = pick_device(user)
     prepare(device, user.deterministic)
     source = main_first(lambda: load_source(user))
-    first, per_phase, count = phase_sizes(source.num_classes, user.nb_phases, user.nb_cl_fg, user.nb_cl)
-    default_first = first == source.num_classes // 2
-    named = dataclasses.replace(user, nb_phases=count, nb_cl=None, nb_cl_fg=None if default_first else first)
-    size = None if isinstance(source.train_images, torch.Tensor) else source.image_size
-    config = dataclasses.replace(resolved(dataclasses.replace(named, image_size=size)), nb_cl_fg=first, nb_cl=per_phase)
+    in_memory = isinstance(source.train_images, torch.Tensor)
+    named, config = settled(user, source.num_classes, None if in_memory else source.image_size)
     check_budget(config, source)
-    protocol = make_protocol(source.num_classes, first, per_phase, config.order_seed)
+    protocol = make_protocol(source.num_classes, config.nb_cl_fg, config.nb_cl, config.order_seed)
     folder = Path(config.out or Path("runs") / run_name(named))
     return Experiment(config, source, protocol, Preprocessing.of(source, device), device, folder)
 

@@ -127,10 +127,9 @@ def in_hand(dst: Path) -> Iterator[None]:
     with open(dst / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"--dst {dst}: another run is writing there; wait until it ends") from None
-        except OSError:
-            pass  # a network file system without locks
+        except OSError as error:  # others than this one: a network file system without locks, where none is held
+            if isinstance(error, BlockingIOError):
+                raise UsageError(f"--dst {dst}: another run is writing there; wait until it ends") from None
         shutil.rmtree(dst / PARTIAL, ignore_errors=True)
         (dst / PARTIAL).mkdir(exist_ok=True)
         try:

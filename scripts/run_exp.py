@@ -12,7 +12,6 @@ in the command line or in a command.
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import io
@@ -26,10 +25,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
 
-from mnemonics.config import ExperimentConfig, UsageError, parse_args, run_name
+from mnemonics.config import ExperimentConfig, UsageError, parse_args
 from mnemonics.data.sources import load_source
-from mnemonics.presets import resolved
-from mnemonics.protocol import phase_sizes
+from mnemonics.presets import run_name, settled
 from mnemonics.sweep import Run, Sweep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,16 +142,11 @@ def with_seeds(arguments: list[str], seeds: Sequence[int]) -> list[list[str]]:
     return [[*arguments, "--nb_runs", "1", "--random_seed", str(seed)] for seed in runs]
 
 
-def settled(user: ExperimentConfig) -> tuple[ExperimentConfig, ExperimentConfig]:
-    """What `run_name` takes and what config.json will hold, as main.py settles them. Raises UsageError."""
-    classes, size = CLASSES.get(user.dataset), user.image_size
-    if classes is None:
-        classes, size = found_in_folder(user.data_dir, size)
-    first, per_phase, count = phase_sizes(classes, user.nb_phases, user.nb_cl_fg, user.nb_cl)
-    named = dataclasses.replace(user, nb_phases=count, nb_cl=None, nb_cl_fg=None if first == classes // 2 else first)
-    return named, dataclasses.replace(
-        resolved(dataclasses.replace(named, image_size=size)), nb_cl_fg=first, nb_cl=per_phase
-    )
+def classes_and_size(user: ExperimentConfig) -> tuple[int, int | None]:
+    """Number of classes, and height and width in pixels where --dataset folder has any. Raises UsageError."""
+    if user.dataset in CLASSES:
+        return CLASSES[user.dataset], user.image_size
+    return found_in_folder(user.data_dir, user.image_size)
 
 
 @functools.cache
@@ -167,7 +160,7 @@ def make_run(arguments: list[str], runs_dir: Path, number: int) -> Run:
     """The run of one command, with its folder and the folder of shared phase-0 models. Raises UsageError."""
     user = parse_main(arguments)
     try:
-        named, config = settled(user)
+        named, config = settled(user, *classes_and_size(user))
     except UsageError as error:
         raise UsageError(f"{shlex.join(['python', 'main.py', *arguments])}: {error}") from None
     name = run_name(named)

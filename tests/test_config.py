@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from mnemonics.config import BOUNDS, FIELDS, ExperimentConfig, UsageError, build_parser, parse_args, run_name
-from mnemonics.presets import resolved
+from mnemonics.config import BOUNDS, FIELDS, ExperimentConfig, UsageError, build_parser, parse_args
+from mnemonics.presets import resolved, run_name
 
 
 def test_every_field_is_a_flag_with_help_and_its_default():

@@ -17,14 +17,14 @@ from torchvision.transforms import v2
 
 import main
 from mnemonics import checkpoint, experiment
-from mnemonics.config import ExperimentConfig, UsageError, parse_args, run_name
+from mnemonics.config import ExperimentConfig, UsageError, parse_args
 from mnemonics.data.batches import LabelledImages, Preprocessing, StreamedBatches
 from mnemonics.data.files import Decoder
 from mnemonics.data.folders import read_folders
 from mnemonics.data.sources import load_source
 from mnemonics.evaluation import features_of
 from mnemonics.models import make_network
-from mnemonics.presets import resolved
+from mnemonics.presets import resolved, run_name
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TEST_DATA
 from PIL import Image
 from scipy.io import savemat
 
@@ -884,18 +883,6 @@ def test_a_helper_that_is_killed_is_told(slow, tmp_path):
 
 
 # The real thing
-
-
-@pytest.fixture(scope="module")
-def imagenet_mini(tmp_path_factory):
-    """Real photographs, 64x64: 30 for training and 10 for validation of each of 20 classes."""
-    archive = TEST_DATA / "imagenet_mini.tar"
-    if not archive.is_file():
-        pytest.skip(f"no {archive.name} in {TEST_DATA}; MNEMONICS_TEST_DATA names another folder")
-    folder = tmp_path_factory.mktemp("imagenet_mini")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
-    return folder / "imagenet_mini"
 
 
 def test_real_images_linked_and_loaded_by_torchvision(call, imagenet_mini, tmp_path):
