@@ -152,8 +152,8 @@ def started(*arguments, script=SUBSET, **options):
     """A script in its own process, from a folder that is not the repository's."""
     command = [sys.executable, str(ROOT / "process_imagenet" / script), *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd="/", env=environment, preexec_fn=heed_interrupts, **pipes | options)
+    usual = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": heed_interrupts}
+    return subprocess.Popen(command, cwd="/", env=environment, **usual | options)
 
 
 def heed_interrupts():
