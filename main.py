@@ -6,17 +6,20 @@
 
     torchrun --nproc_per_node=2 main.py ...                  on several GPUs
 
-Exit status: 0 done, 1 the run failed, 2 the command line or the data must be changed.
+Exit status: 0 done, 1 the run failed, 2 the command line or the data must be changed, 143 or 130 stopped by SIGTERM or
+Ctrl-C after a checkpoint was written. The same command continues a run that was interrupted in any way.
 """
 
+import signal
 import sys
 from pathlib import Path
 
 from mnemonics import distributed
 from mnemonics.config import UsageError, parse_args, repetitions
 from mnemonics.experiment import run
+from mnemonics.failures import RunError
+from mnemonics.interruption import Interrupted
 from mnemonics.report import results_table
-from mnemonics.runtime import NonFiniteLossError
 from mnemonics.tables import over_seeds
 
 
@@ -28,10 +31,26 @@ def main() -> int:
     except UsageError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 2
-    except NonFiniteLossError as error:
+    except RunError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(
+            f"main.py: {described(error)}; what was saved before is whole, the same command continues", file=sys.stderr
+        )
+        return 1
+    except Interrupted as interruption:
+        print(f"main.py: {interruption}: stopped; the same command continues", file=sys.stderr)
+        return interruption.status
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
+
+
+def described(error: OSError) -> str:
+    """In one line: which file, and what about it."""
+    reason = error.strerror or " ".join(str(error).split())
+    return f"{error.filename}: {reason}" if error.filename else reason
 
 
 def show(finished: list[tuple[dict, Path]]) -> None:

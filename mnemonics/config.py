@@ -192,6 +192,9 @@ class ExperimentConfig:
         choices=("auto", "on", "off"),
     )
     deterministic: bool = setting(False, "bit-for-bit repeatable on CUDA too, at some cost in speed (a CPU always is)")
+    checkpoint_minutes: float = setting(
+        10.0, "minutes from one checkpoint to the next; there is one after each phase, too", affects_results=False
+    )
     out: str | None = setting(None, "run folder (runs/<name made of the settings>)", type=str, affects_results=False)
     resume: bool = setting(
         True, "continue the run that the run folder holds; --no-resume starts it anew", affects_results=False
@@ -202,7 +205,7 @@ FIELDS = {f.name: f for f in dataclasses.fields(ExperimentConfig)}
 BOUNDS = ("finetune", "joint")  # lower and upper: nothing of the method applies to them
 NON_NEGATIVE = (
     *("finetune_epochs", "custom_momentum", "custom_weight_decay", "beta", "lamda", "dist", "lw_mr"),
-    *("gpu", "num_workers", "random_seed", "order_seed"),
+    *("gpu", "num_workers", "random_seed", "order_seed", "checkpoint_minutes"),
 )
 
 

@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mnemonics import report
 from mnemonics.baselines import BASELINES
@@ -17,58 +17,76 @@ from mnemonics.exemplars.base_level import BilevelSettings
 from mnemonics.exemplars.bilevel import adjust_old_exemplars, optimise_new_exemplars
 from mnemonics.exemplars.memory import exemplars_per_class
 from mnemonics.exemplars.selection import herding_selection, random_selection
+from mnemonics.failures import errors_of, refuse_non_finite
+from mnemonics.interruption import Signals
 from mnemonics.phase0 import trained_or_taken
+from mnemonics.progress import Partial, Progress
 from mnemonics.protocol import Phase
-from mnemonics.runfolder import finished_results, open_run, save_phase
+from mnemonics.runfolder import contents, in_hand, open_run, save_partial, save_phase, write_results
 from mnemonics.runlog import RunLog
-from mnemonics.runtime import NonFiniteLossError, peak_memory_bytes, seed_of, timed
+from mnemonics.runtime import peak_memory_bytes, seed_of
 from mnemonics.setup import Experiment, State, announcement, set_up
 from mnemonics.training import finetune_on_exemplars, train_phase
 
 
 def run(user: ExperimentConfig) -> tuple[dict, Path]:
-    """Run an experiment from wherever its run folder says it stopped. Returns (results.json as a dict, run folder)."""
-    experiment = set_up(user)
-    state = open_run(experiment)
-    with RunLog(experiment.folder) as log:
-        for line in announcement(experiment, state):
-            log.line(line)
-        baseline = BASELINES[experiment.config.baseline](experiment.config)
-        for phase in experiment.protocol.phases[len(state.phases) :]:
-            try:
-                run_phase(experiment, baseline, phase, state, log)
-            except NonFiniteLossError as error:
-                raise NonFiniteLossError(f"phase {phase.index}, {error}") from None
-            from_main(functools.partial(save_phase, experiment, phase, state))
-            log.line(phase_line(state.phases[-1]))
-    return from_main(lambda: finished_results(experiment, state)), experiment.folder
+    """Run an experiment from wherever its run folder says it stopped. Returns (results.json as a dict, run folder).
+
+    Raises:
+        UsageError: for whatever the user has to change.
+        NonFiniteLossError, OutOfMemoryError: naming the phase; what was saved before it is whole.
+        Interrupted: when a signal asked for it, after a checkpoint was written.
+    """
+    with Signals() as signals:
+        experiment = set_up(user)
+        with in_hand(experiment), signals.deferred():
+            state, partial, notices = open_run(experiment)
+            with RunLog(experiment.folder) as log:
+                for line in [*notices, *announcement(experiment, state, partial is not None)]:
+                    log.line(line)
+                baseline = BASELINES[experiment.config.baseline](experiment.config)
+                for phase in experiment.protocol.phases[len(state.phases) :]:
+                    progress = progress_of(experiment, state, partial, signals)
+                    with errors_of(phase, progress):
+                        run_phase(experiment, baseline, phase, state, log, progress)
+                    from_main(functools.partial(save_phase, experiment, phase, state))
+                    log.line(phase_line(state.phases[-1]))
+                    partial = None
+                    signals.check()
+            return from_main(lambda: write_results(experiment, state)), experiment.folder
 
 
-def run_phase(experiment: Experiment, baseline: Baseline, phase: Phase, state: State, log: RunLog) -> None:
+def progress_of(experiment: Experiment, state: State, partial: Partial | None, signals: Signals) -> Progress:
+    """The progress of the phase that follows `state`, from `partial` on; written into the run folder by rank 0."""
+    write = functools.partial(save_partial, experiment, contents(experiment, state)) if is_main() else None
+    return Progress(write, experiment.config.checkpoint_minutes, signals, experiment.device, partial)
+
+
+def run_phase(
+    experiment: Experiment, baseline: Baseline, phase: Phase, state: State, log: RunLog, progress: Progress
+) -> None:
     """One phase of Algorithm 1; updates `state` in place."""
-    config, prep, device = experiment.config, experiment.prep, experiment.device
-    seconds: dict[str, float] = {}
+    config = experiment.config
     new_data, held_out = split_off(experiment, baseline, phase)  # D_i
-    with timed(seconds, "train", device):
-        facts = learn_classes(experiment, baseline, phase, new_data, held_out, state, log)  # Eq. 6
-        same_everywhere(state.model.state_dict().values())
-    with timed(seconds, "exemplars", device):
+    with progress.timed("train"):
+        facts = learn_classes(experiment, baseline, phase, new_data, held_out, state, log, progress)  # Eq. 6
+    with progress.timed("exemplars"):
         per_class, _ = quotas(experiment, baseline, phase)
-        start, new, losses = renew_exemplars(experiment, phase, new_data, per_class, state)  # Eq. 9, 10
-        same_everywhere([state.memory.data.images])
-    before = after = evaluate(experiment, phase, state, seconds)
+        start, new, losses = renew_exemplars(experiment, phase, new_data, per_class, state, progress)  # Eq. 9, 10
+    test = functools.partial(evaluate, experiment, phase, state)
+    with progress.timed("evaluate"):
+        before = after = progress.once("evaluation", test, pure=True)
     if config.finetune_epochs and phase.index > 0:  # after phase 0 there is no bias to remove
-        with timed(seconds, "finetune", device):
-            draws = experiment.generator(phase, "fine-tuning")
-            finetune_on_exemplars(state.model, state.memory, prep, config, draws)
-            baseline.calibrate(state.model, state.held_out.data, prep)
-            same_everywhere(state.model.state_dict().values())
-        after = evaluate(experiment, phase, state, seconds)
+        with progress.timed("finetune"):
+            progress.once("fine-tuning", lambda: finetune(experiment, baseline, phase, state, progress))
+        with progress.timed("evaluate"):
+            after = progress.once("evaluation after fine-tuning", test, pure=True)
+    refuse_non_finite(state.model)
     if losses:
         facts |= {"exemplar_validation_loss": losses, "exemplar_change_grey_levels": mean_change(start, new)}
         for name, loss in losses.items():
             log.scalar(f"exemplars/validation_loss_{name}", loss, phase.index)
-    state.phases.append(phase_result(phase, state, before, after, facts, seconds, device))
+    state.phases.append(phase_result(phase, state, before, after, facts, progress.seconds, experiment.device))
     if is_main():
         draw_exemplars(experiment, phase, start, new)
     for name, percent in after["accuracy"].items():
@@ -103,6 +121,7 @@ def learn_classes(
     held_out: LabelledImages,
     state: State,
     log: RunLog,
+    progress: Progress,
 ) -> dict:
     """Train the model of `state` on D_i and the exemplars, with the loss of the baseline (Eq. 6), and let the baseline
     calibrate it. The memory is then cut to what may be kept, and what is held out added to it.
@@ -121,20 +140,29 @@ def learn_classes(
     data, draws = new_data.and_also(old_data), experiment.generator(phase, "training")
     torch.manual_seed(seed_of(config.random_seed, phase.index, "new class weights"))
     baseline.begin_phase(state.model, phase, new_data, prep)
-    train = functools.partial(train_phase, state.model, baseline, phase, data, prep, config, draws, log)
-    shared = trained_or_taken(experiment, state.model, data, train) if phase.index == 0 else train()
-    if shared and shared["taken"]:
-        log.line(f"phase 0: model {shared['key']} of {config.phase0_dir}, trained in {shared['train_seconds']:.0f} s")
+    progress.watch(state.model)
     kept, kept_held_out = quotas(experiment, baseline, phase)
     state.memory = state.memory.shrunk_to(kept)
     state.held_out = state.held_out.shrunk_to(kept_held_out).extended(held_out.loaded())
-    baseline.calibrate(state.model, state.held_out.data, prep)
-    facts = {"train_images": {"new": len(new_data), "old": len(old_data)}}
-    return facts | ({"phase0_model": shared} if shared else {})
+
+    def learn() -> dict:
+        train = functools.partial(train_phase, state.model, baseline, phase, data, prep, config, draws, log, progress)
+        shared = trained_or_taken(experiment, state.model, data, train, log, progress) if phase.index == 0 else train()
+        baseline.calibrate(state.model, state.held_out.data, prep)
+        same_everywhere(state.model.state_dict().values())
+        facts = {"train_images": {"new": len(new_data), "old": len(old_data)}}
+        return facts | ({"phase0_model": shared} if shared else {})
+
+    return progress.once("training", learn)
 
 
 def renew_exemplars(
-    experiment: Experiment, phase: Phase, new_data: LabelledImages, per_class: int, state: State
+    experiment: Experiment,
+    phase: Phase,
+    new_data: LabelledImages,
+    per_class: int,
+    state: State,
+    progress: Progress,
 ) -> tuple[LabelledImages, LabelledImages, dict[str, float] | None]:
     """Make `per_class` exemplars of each new class (Eq. 9), adjust old ones (Eq. 10) and put both into the memory of
     `state`.
@@ -143,18 +171,43 @@ def renew_exemplars(
         The real images started from, the new exemplars, and their validation losses where they were optimised.
     """
     config, prep, model = experiment.config, experiment.prep, state.model
-    start = new = select_exemplars(experiment, phase, model, new_data, per_class)
-    old, losses = state.memory, None
     settings, augmented = BilevelSettings.of(config), config.mnemonics_augment
-    if config.exemplars == "mnemonics":
+
+    def select() -> dict:
+        return vars(select_exemplars(experiment, phase, model, new_data, per_class))
+
+    def optimise() -> tuple[Tensor, dict]:
         draws = experiment.generator(phase, "new exemplars")
-        joint = old.data if config.mnemonics_base == "joint" else None
-        new, losses = optimise_new_exemplars(model, start, new_data, prep, settings, draws, joint, augmented)
-    if config.adjust_always or (config.exemplars == "mnemonics" and not config.no_adjust):
+        joint = state.memory.data if config.mnemonics_base == "joint" else None
+        optimised, losses = optimise_new_exemplars(
+            model, start, new_data, prep, settings, draws, joint, augmented, progress
+        )
+        same_everywhere([optimised.images])
+        return optimised.images, losses
+
+    def adjust() -> Tensor:
         draws = experiment.generator(phase, "old exemplars")
-        old = adjust_old_exemplars(model, old, prep, settings, draws, augmented)
+        adjusted = adjust_old_exemplars(model, state.memory, prep, settings, draws, augmented, progress)
+        same_everywhere([adjusted.data.images])
+        return adjusted.data.images
+
+    start = new = LabelledImages(**progress.once("exemplar choice", select, pure=True))
+    old, losses = state.memory, None
+    if config.exemplars == "mnemonics":
+        images, losses = progress.once("new exemplars", optimise)
+        new = LabelledImages(images, start.labels)
+    if config.adjust_always or (config.exemplars == "mnemonics" and not config.no_adjust):
+        old = old.with_images(progress.once("old exemplars", adjust))
     state.memory = old.extended(new)
     return start, new, losses
+
+
+def finetune(experiment: Experiment, baseline: Baseline, phase: Phase, state: State, progress: Progress) -> None:
+    """Fine-tune the model of `state` on its memory, and let the baseline calibrate it."""
+    draws = experiment.generator(phase, "fine-tuning")
+    finetune_on_exemplars(state.model, state.memory, experiment.prep, experiment.config, draws, progress)
+    baseline.calibrate(state.model, state.held_out.data, experiment.prep)
+    same_everywhere(state.model.state_dict().values())
 
 
 def mean_change(start: LabelledImages, new: LabelledImages) -> float:
@@ -174,18 +227,17 @@ def select_exemplars(
     return new_data[chosen].loaded()
 
 
-def evaluate(experiment: Experiment, phase: Phase, state: State, seconds: dict[str, float]) -> dict[str, dict]:
+def evaluate(experiment: Experiment, phase: Phase, state: State) -> dict[str, dict]:
     """CNN, NME and, with --ncm, NCM accuracies on the test images of all classes seen; see `accuracies`."""
     config, prep, batch_size = experiment.config, experiment.prep, experiment.config.eval_batch_size
-    with timed(seconds, "evaluate", experiment.device):
-        means = {"nme": class_means(state.model, state.exemplars, phase.seen, prep, batch_size)}
-        if config.ncm:
-            all_data = experiment.train_data(list(experiment.protocol.phases[: phase.index + 1]))
-            means["ncm"] = class_means(state.model, all_data, phase.seen, prep, batch_size)
-        test = experiment.test_data(phase)
-        predictions = predict(state.model, test.images, means, prep, batch_size)
-        origin = torch.from_numpy(experiment.protocol.phase_of_label()).to(experiment.device)
-        return accuracies(predictions, test.labels, origin)
+    means = {"nme": class_means(state.model, state.exemplars, phase.seen, prep, batch_size)}
+    if config.ncm:
+        all_data = experiment.train_data(list(experiment.protocol.phases[: phase.index + 1]))
+        means["ncm"] = class_means(state.model, all_data, phase.seen, prep, batch_size)
+    test = experiment.test_data(phase)
+    predictions = predict(state.model, test.images, means, prep, batch_size)
+    origin = torch.from_numpy(experiment.protocol.phase_of_label()).to(experiment.device)
+    return accuracies(predictions, test.labels, origin)
 
 
 def phase_result(

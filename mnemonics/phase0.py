@@ -22,8 +22,11 @@ from mnemonics import checkpoint
 from mnemonics.config import ExperimentConfig, UsageError, result_settings
 from mnemonics.data.batches import LabelledImages
 from mnemonics.distributed import from_main, is_main
+from mnemonics.progress import Progress
+from mnemonics.runlog import RunLog
 from mnemonics.setup import Experiment
 
+POLL_SECONDS = 0.2  # between tries to get a lock
 WITHOUT_EFFECT = (  # on phase 0; so are all settings of the exemplar level and of fine-tuning
     *("nb_phases", "nb_cl", "method", "baseline", "weight_transfer", "exemplars", "nb_protos", "total_memory"),
     *("eval_batch_size", "T", "beta", "lamda", "K", "dist", "lw_mr", "no_adjust", "adjust_always", "ncm"),
@@ -40,7 +43,12 @@ def phase0_settings(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def trained_or_taken(
-    experiment: Experiment, model: nn.Module, data: LabelledImages, train: Callable[[], None]
+    experiment: Experiment,
+    model: nn.Module,
+    data: LabelledImages,
+    train: Callable[[], None],
+    log: RunLog,
+    progress: Progress,
 ) -> dict[str, Any] | None:
     """Make `model` the model of phase 0: call `train`, or copy the weights that an equal run left in --phase0_dir.
 
@@ -54,19 +62,32 @@ def trained_or_taken(
         return None
     folder, key = Path(experiment.config.phase0_dir), from_main(lambda: key_of(experiment, data))
     path = folder / f"{key}.pt"
-    with locked(folder, key) if is_main() else nullcontext():
-        taken = from_main(path.exists)  # the others wait here for the lock of rank 0
+    with locked(folder, key, progress) if is_main() else nullcontext():
+        taken = from_main(lambda: is_there(path, log))  # the others wait here for the lock of rank 0
         if taken:
             stored = checkpoint.load(path, experiment.device)
             model.load_state_dict(stored["model"])
             seconds = stored["train_seconds"]
+            log.line(f"phase 0: model {key} of {folder}, trained in {seconds:.0f} s")
         else:
-            start = time.perf_counter()
+            start, before = time.perf_counter(), progress.seconds.get("train", 0.0)
             train()
-            seconds = round(time.perf_counter() - start, 3)
+            seconds = round(before + time.perf_counter() - start, 3)
             if is_main():
                 checkpoint.save(path, {"model": model.state_dict(), "train_seconds": seconds})
     return {"key": key, "taken": taken, "train_seconds": seconds}
+
+
+def is_there(path: Path, log: RunLog) -> bool:
+    """Whether the file of a model is there, whole."""
+    try:
+        checkpoint.load_alone(path)
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        log.line(f"{error}: training that model anew")
+        return False
+    return True
 
 
 def key_of(experiment: Experiment, data: LabelledImages) -> str:
@@ -81,7 +102,7 @@ def key_of(experiment: Experiment, data: LabelledImages) -> str:
 
 
 @contextmanager
-def locked(folder: Path, key: str) -> Iterator[None]:
+def locked(folder: Path, key: str, progress: Progress) -> Iterator[None]:
     """Hold the lock of one model: a second run waits instead of training it too. The system frees it at a crash."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,5 +110,11 @@ def locked(folder: Path, key: str) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"--phase0_dir {folder}: cannot be written ({error.strerror}); name another folder") from None
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, worker processes do not inherit it
+                break
+            except OSError:
+                progress.between(None, dict)  # a run can be stopped here, too
+                time.sleep(POLL_SECONDS)
         yield

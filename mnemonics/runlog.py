@@ -1,29 +1,40 @@
-"""What a run tells while it runs: log.txt and the console (lines), tensorboardX (curves)."""
+"""What a run tells while it runs: log.txt and the console (lines), TensorBoard's event files (curves, images)."""
 
 import os
 import time
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from mnemonics.distributed import is_main
 
+FLUSH_SECONDS = 60
+
 
 class RunLog:
-    """Writes into one run folder, on rank 0 only; a context manager that closes its files."""
+    """Writes into one run folder, on rank 0 only; a context manager that closes its files.
+
+    Events are written by tensorboardX's writer without the thread that its SummaryWriter puts before it: there, a full
+    disk would end the thread, and the run would wait for it for ever.
+    """
 
     def __init__(self, folder: Path):
         path = folder / "log.txt" if is_main() else Path(os.devnull)
         self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by __exit__)
-        self.writer = SummaryWriter(logdir=str(folder), write_to_disk=is_main())
+        self.events = EventsWriter(str(folder / "events")) if is_main() else None
+        self.flushed = time.monotonic()
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.file.close()
-        self.writer.close()
+        if self.events is not None:
+            self.events.close()
 
     def line(self, text: str) -> None:
         """A line for the console (above any progress bar) and, with the time, for log.txt."""
@@ -31,4 +42,13 @@ class RunLog:
         print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.file)
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        self.writer.add_scalar(name, value, step)
+        """A point of a curve."""
+        self.event(scalar(name, value), step)
+
+    def event(self, summary: Summary, step: int) -> None:
+        if self.events is None:
+            return
+        self.events.write_event(Event(summary=summary, step=step, wall_time=time.time()))
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.events.flush()
+            self.flushed = time.monotonic()

@@ -6,10 +6,7 @@ import resource
 import shlex
 import subprocess
 import sys
-import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +14,6 @@ import torch
 
 from mnemonics.config import ExperimentConfig, UsageError
 from mnemonics.distributed import local_rank, local_world, world
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss became NaN or infinite; the message says where and with which rate."""
 
 
 def pick_device(config: ExperimentConfig) -> torch.device:
@@ -91,16 +84,6 @@ def generator(seed: int, phase: int, purpose: str, device: torch.device) -> torc
     return torch.Generator(device).manual_seed(seed_of(seed, phase, purpose))
 
 
-@contextmanager
-def timed(seconds: dict[str, float], stage: str, device: torch.device) -> Iterator[None]:
-    """Add the wall time of the block, the work queued on a CUDA device included, to `seconds[stage]`."""
-    start = time.perf_counter()
-    yield
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
-
-
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory so far: allocated on a CUDA device, or resident in this process."""
     if device.type == "cuda":
@@ -114,7 +97,7 @@ def environment(device: torch.device) -> dict[str, str | int]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "device": device.type,
         "device_name": name,
         "cpu_count": os.cpu_count() or 0,

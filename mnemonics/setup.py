@@ -1,6 +1,6 @@
 """From the settings to everything the phase loop needs: data, protocol, device, run folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -51,6 +51,9 @@ class State:
     memory: ExemplarMemory
     held_out: ExemplarMemory  # exemplars that are kept away from all training, for `Baseline.calibrate`
     phases: list[dict]  # the "phases" of results.json
+    # "config" and "environment" of results.json: how and where the last phase was finished
+    settings: dict = field(default_factory=dict)
+    environment: dict = field(default_factory=dict)
 
     @property
     def exemplars(self) -> LabelledImages:
@@ -75,8 +78,8 @@ def set_up(user: ExperimentConfig) -> Experiment:
     return Experiment(config, source, protocol, Preprocessing.of(source, device), device, folder)
 
 
-def announcement(experiment: Experiment, state: State) -> list[str]:
-    """What a run says before it starts."""
+def announcement(experiment: Experiment, state: State, under_way: bool) -> list[str]:
+    """What a run says before it starts; `under_way`: whether it goes on in the middle of a phase."""
     config, source = experiment.config, experiment.source
     budget = f"{config.nb_protos} per class" if config.total_memory is None else f"{config.total_memory} in total"
     lines = [
@@ -94,6 +97,8 @@ def announcement(experiment: Experiment, state: State) -> list[str]:
             f"{world()} processes ({backend}): batches of {config.train_batch_size} in all, {share:.4g} each; learning "
             "rate as configured"
         )
-    if state.phases:
+    if under_way:
+        lines.append(f"resuming in phase {len(state.phases)}")
+    elif state.phases:
         lines.append(f"resuming after phase {state.phases[-1]['phase']}")
     return lines

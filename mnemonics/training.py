@@ -8,6 +8,7 @@ from fractions import Fraction
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 from tqdm import tqdm
 
 from mnemonics.baselines.base import Baseline
@@ -15,10 +16,12 @@ from mnemonics.config import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing, TrainingBatches, balanced_batches, training_batches
 from mnemonics.distributed import no_bar, world
 from mnemonics.exemplars.memory import ExemplarMemory
+from mnemonics.failures import NonFiniteLossError
+from mnemonics.progress import Progress
 from mnemonics.protocol import Phase
 from mnemonics.replay import replayable
 from mnemonics.runlog import RunLog
-from mnemonics.runtime import NonFiniteLossError, autocast
+from mnemonics.runtime import autocast
 from mnemonics.whole_batch import loss_function
 
 
@@ -31,28 +34,60 @@ def train_phase(
     config: ExperimentConfig,
     generator: torch.Generator,
     log: RunLog,
+    progress: Progress,
 ) -> None:
     """Train `model` in place on `data` = D_i and the exemplars, by SGD whose rate drops tenfold at --lr_drops of the
     epochs (80 and 120 of the paper's 160).
 
     Raises:
-        NonFiniteLossError: when the loss of an epoch is NaN or infinite.
+        NonFiniteLossError: when the loss of a step was NaN or infinite; found at the end of its epoch.
     """
     batches = training_batches(data, prep)
     optimizer, step = sgd_step(model, baseline, batches, config)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones(config.epochs, config.lr_drops))
-    steps = math.ceil(len(data) / config.train_batch_size)
+    draws = Draws(batches, config.train_batch_size, generator)
+    per_epoch = math.ceil(len(data) / config.train_batch_size)
+    losses = torch.zeros(per_epoch, device=data.labels.device)  # of this epoch: reading one each step would stall a GPU
+    parts = {"momenta": optimizer.momenta, "losses": losses, "draws": draws}
     model.train()
-    start = time.perf_counter()
-    with tqdm(total=config.epochs * steps, desc=f"phase {phase.index} training", leave=False, disable=no_bar()) as bar:
-        for epoch in range(config.epochs):
-            loss = train_epoch(step, batches.epoch(config.train_batch_size, generator), bar) / len(data)
-            report_epoch(log, phase, epoch, loss, float(optimizer.param_groups[0]["lr"]), config.epochs)
-            schedule.step()
-    rate = config.epochs * len(data) / (time.perf_counter() - start)
+    begun, start = None, time.perf_counter()
+    with tqdm(
+        total=config.epochs * per_epoch, desc=f"phase {phase.index} training", leave=False, disable=no_bar()
+    ) as bar:
+        for number in progress.steps("training", config.epochs * per_epoch, **parts):
+            begun = number if begun is None else begun
+            epoch, batch = divmod(number, per_epoch)
+            if batch == 0 or number == begun:
+                optimizer.set_rate(learning_rate(config, epoch))
+            losses[batch] = step(*draws.of(epoch, batch))
+            show(bar, number, losses[batch])
+            if batch == per_epoch - 1:
+                report_epoch(log, phase, epoch, losses, len(data), config)
+    images = (config.epochs * per_epoch - begun) / per_epoch * len(data)
     log.line(
-        f"phase {phase.index}: {config.epochs} epochs of {len(data)} images, last loss {loss:.4f}, {rate:.0f} images/s"
+        f"phase {phase.index}: {config.epochs} epochs of {len(data)} images, "
+        f"{images / (time.perf_counter() - start):.0f} images/s"
     )
+
+
+class Draws:
+    """The batches of epoch after epoch. Their state is that of the generator at the start of the epoch."""
+
+    def __init__(self, batches: TrainingBatches, batch_size: int, generator: torch.Generator):
+        self.batches, self.batch_size, self.generator = batches, batch_size, generator
+        self.epoch, self.rest = -1, iter(())
+
+    def of(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
+        """The draws of a batch: the next one after that of the last call or, at first, any one."""
+        if epoch != self.epoch:
+            self.epoch, self.before = epoch, self.generator.get_state()
+            self.rest = self.batches.epoch(self.batch_size, self.generator, first=batch)
+        return next(self.rest)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"generator": self.before}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"].cpu())
 
 
 def milestones(epochs: int, shares: str) -> list[int]:
@@ -61,23 +96,44 @@ def milestones(epochs: int, shares: str) -> list[int]:
     return [math.ceil(epochs * Fraction(share)) for share in shares.split(",")]
 
 
+class SGD:
+    """SGD with momentum and weight decay: torch's, without its class, which imports torch's compiler (145 MB)."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, momentum: float = 0.0, decay: float = 0.0):
+        """On a CUDA device the learning rate is a tensor, so that `set_rate` reaches into a CUDA graph."""
+        self.parameters, self.momentum, self.decay = list(parameters), momentum, decay
+        device = self.parameters[0].device
+        self.rate = torch.tensor(rate, device=device) if device.type == "cuda" else rate
+        self.momenta = [torch.zeros_like(p) for p in self.parameters if momentum]
+
+    def set_rate(self, rate: float) -> None:
+        if isinstance(self.rate, Tensor):
+            self.rate.fill_(rate)
+        else:
+            self.rate = rate
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update the parameters by their gradients, which all of them must have."""
+        gradients, fused = [p.grad for p in self.parameters], isinstance(self.rate, Tensor)
+        settings = {"lr": self.rate, "momentum": self.momentum, "weight_decay": self.decay}
+        plain = {"dampening": 0.0, "nesterov": False, "maximize": False}
+        momenta = self.momenta or [None] * len(gradients)
+        sgd(self.parameters, gradients, momenta, foreach=False, fused=fused, **settings, **plain)
+
+
 def sgd_step(
     model: nn.Module, baseline: Baseline, batches: TrainingBatches, config: ExperimentConfig
-) -> tuple[torch.optim.Optimizer, Callable[..., Tensor]]:
+) -> tuple[SGD, Callable[..., Tensor]]:
     """The optimiser, and one step: what `batches.epoch` gives for a batch -> loss, detached.
 
     On a CUDA device the step, the forward pass of the teacher included, is replayed as a CUDA graph, unless there are
-    several processes. Its learning rate is a tensor there, so that the schedule reaches into the graph.
+    several processes.
     """
     device, cuda = batches.data.labels.device, batches.data.labels.is_cuda
-    parameters = baseline.parameters(model)
-    rate = torch.tensor(config.base_lr, device=device) if cuda else config.base_lr
     momentum, decay = config.custom_momentum, config.custom_weight_decay
-    optimizer = torch.optim.SGD(parameters, rate, momentum=momentum, weight_decay=decay, fused=cuda)
+    optimizer = SGD(baseline.parameters(model), config.base_lr, momentum, decay)
     loss_of = loss_function(model, baseline)
-    for p in parameters if momentum else ():
-        # there from the start, so that a graph can update it
-        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
     def step(*batch: Tensor) -> Tensor:
         with autocast(config, device):
@@ -88,37 +144,46 @@ def sgd_step(
         return loss.detach()
 
     def changed() -> list[Tensor]:
-        momenta = [optimizer.state[p]["momentum_buffer"] for p in parameters if momentum]
-        return [*parameters, *model.buffers(), *momenta]
+        return [*optimizer.parameters, *model.buffers(), *optimizer.momenta]
 
     return optimizer, replayable(step, changed, enabled=cuda and world() == 1)
 
 
-def train_epoch(step: Callable[..., Tensor], draws: Iterable[tuple[Tensor, ...]], bar: tqdm) -> float:
-    """Take a step for each of `draws`. Returns the sum of the losses of all images."""
-    total = None  # kept on the device: reading a loss each step would stall a GPU
-    for number, draw in enumerate(draws):
-        loss = step(*draw)
-        images = len(draw[-1])  # of the whole batch: its labels, or one of its draws
-        total = loss * images if total is None else total + loss * images
-        bar.update()
-        if number % 50 == 0 and not bar.disable:
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    return total.item()
+def learning_rate(config: ExperimentConfig, epoch: int) -> float:
+    """That of an epoch of the model level."""
+    drops = sum(epoch >= milestone for milestone in milestones(config.epochs, config.lr_drops))
+    return config.base_lr * 0.1**drops
 
 
-def report_epoch(log: RunLog, phase: Phase, epoch: int, loss: float, rate: float, epochs: int) -> None:
-    step = phase.index * epochs + epoch
-    log.scalar("train/loss", loss, step)
-    log.scalar("train/learning_rate", rate, step)
-    if not math.isfinite(loss):
+def show(bar: tqdm, number: int, loss: Tensor) -> None:
+    bar.update()
+    if number % 50 == 0 and not bar.disable:
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+
+
+def report_epoch(log: RunLog, phase: Phase, epoch: int, losses: Tensor, images: int, config: ExperimentConfig) -> None:
+    """Log the mean loss of an epoch and its learning rate; `losses` float [batches]: the mean of each batch."""
+    rate = learning_rate(config, epoch)
+    if not torch.isfinite(losses).all():
+        step = int((~torch.isfinite(losses)).nonzero()[0])
         raise NonFiniteLossError(
-            f"epoch {epoch}: the training loss is {loss} with learning rate {rate:g}; a lower --base_lr may help"
+            f"epoch {epoch}, step {step}: the training loss is {losses[step].item()} with learning rate {rate:g}; a "
+            "lower --base_lr may help"
         )
+    sizes = torch.full_like(losses, config.train_batch_size)
+    sizes[-1] = images - config.train_batch_size * (len(losses) - 1)
+    mean = (losses * sizes).sum().item() / images
+    log.scalar("train/loss", mean, phase.index * config.epochs + epoch)
+    log.scalar("train/learning_rate", rate, phase.index * config.epochs + epoch)
 
 
 def finetune_on_exemplars(
-    model: nn.Module, memory: ExemplarMemory, prep: Preprocessing, config: ExperimentConfig, generator: torch.Generator
+    model: nn.Module,
+    memory: ExemplarMemory,
+    prep: Preprocessing,
+    config: ExperimentConfig,
+    generator: torch.Generator,
+    progress: Progress,
 ) -> None:
     """Fine-tune `model` in place on the class-balanced exemplars, which takes away its bias toward the new classes.
 
@@ -126,16 +191,17 @@ def finetune_on_exemplars(
     plain SGD on all weights, class-balanced batches, BatchNorm statistics fixed, augmented only if that is.
     """
     data = memory.data
-    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), config.finetune_lr)
+    optimizer = SGD((p for p in model.parameters() if p.requires_grad), config.finetune_lr)
     model.eval()
     steps = config.finetune_epochs * math.ceil(len(data) / config.mnemonics_batch_size)
     batches = balanced_batches(data.labels, config.mnemonics_batch_size, steps, generator)
-    augment = prep.crop_and_mirror()
-    for batch in tqdm(batches, total=steps, desc="fine-tuning", leave=False, disable=no_bar()):
+    augment = prep.crop_and_mirror() if config.mnemonics_augment else None
+    draws = [(batch, augment.draw(len(batch), generator) if augment else ()) for batch in batches]
+    for step in tqdm(progress.steps("fine-tuning", steps), "fine-tuning", steps, leave=False, disable=no_bar()):
+        batch, crops = draws[step]
         images = prep.plain(data.images[batch])
-        if config.mnemonics_augment:
-            images = augment.apply(images, *augment.draw(len(batch), generator))
+        images = augment.apply(images, *crops) if augment else images
         loss = F.cross_entropy(model(images), data.labels[batch])
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -44,6 +44,7 @@ from mnemonics.experiment import (
 )
 from mnemonics.models import make_network, restore_network
 from mnemonics.presets import resolved
+from mnemonics.progress import Progress
 from mnemonics.runlog import RunLog
 from mnemonics.runtime import environment, seed_of
 from mnemonics.setup import Experiment, State, set_up
@@ -176,9 +177,9 @@ def start_state(base: Experiment, part: str, seed: int, work_dir: Path, log: Run
         state = State(model, empty, empty, [])
         for phase in base.protocol.phases[: last_phase + 1]:
             new_data, held_out = split_off(experiment, baseline, phase)
-            learn_classes(experiment, baseline, phase, new_data, held_out, state, log)
+            learn_classes(experiment, baseline, phase, new_data, held_out, state, log, Progress())
             if phase.index < last_phase:
-                renew_exemplars(experiment, phase, new_data, experiment.config.nb_protos, state)
+                renew_exemplars(experiment, phase, new_data, experiment.config.nb_protos, state, Progress())
         checkpoint.save(path, {"model": state.model.state_dict(), "exemplars": vars(state.memory.data)})
     stored = checkpoint.load(path, base.device)
     model = restore_network(base.config.network, stored["model"], base.device)
@@ -190,11 +191,11 @@ def measure_one(index: int, experiment: Experiment, state: State, log: RunLog) -
     percent."""
     phase, baseline = experiment.protocol.phases[index], BASELINES[experiment.config.baseline](experiment.config)
     new_data, _ = split_off(experiment, baseline, phase)
-    start, new, losses = renew_exemplars(experiment, phase, new_data, experiment.config.nb_protos, state)
-    before = evaluate(experiment, phase, state, {})["accuracy"]
+    start, new, losses = renew_exemplars(experiment, phase, new_data, experiment.config.nb_protos, state, Progress())
+    before = evaluate(experiment, phase, state)["accuracy"]
     draws = experiment.generator(phase, "fine-tuning")
-    finetune_on_exemplars(state.model, state.memory, experiment.prep, experiment.config, draws)
-    after = evaluate(experiment, phase, state, {})["accuracy"]
+    finetune_on_exemplars(state.model, state.memory, experiment.prep, experiment.config, draws, Progress())
+    after = evaluate(experiment, phase, state)["accuracy"]
     return {"before": before, "after": after, "validation_loss": losses, "change_grey_levels": mean_change(start, new)}
 
 
@@ -222,10 +223,10 @@ def measure_run(experiment: Experiment, state: State, log: RunLog) -> dict:
     phases = experiment.protocol.phases[:6]
     baseline = BASELINES[experiment.config.baseline](experiment.config)
     new_data, _ = split_off(experiment, baseline, phases[0])
-    renew_exemplars(experiment, phases[0], new_data, experiment.config.nb_protos, state)
-    results = [evaluate(experiment, phases[0], state, {})["accuracy"]]
+    renew_exemplars(experiment, phases[0], new_data, experiment.config.nb_protos, state, Progress())
+    results = [evaluate(experiment, phases[0], state)["accuracy"]]
     for phase in phases[1:]:
-        run_phase(experiment, baseline, phase, state, log)
+        run_phase(experiment, baseline, phase, state, log, Progress())
         results.append(state.phases[-1]["accuracy"])
     mean = {name: round(sum(r[name] for r in results) / len(results), 2) for name in ("cnn", "nme")}
     return {"phases": results, "average_accuracy": mean}

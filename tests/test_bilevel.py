@@ -16,8 +16,8 @@ from mnemonics.exemplars.base_level import BaseLevel, NetworkInput
 from mnemonics.exemplars.bilevel import adjust_old_exemplars, balanced_subsets, optimise_new_exemplars
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.exemplars.pixels import Pixels
+from mnemonics.failures import NonFiniteLossError
 from mnemonics.presets import resolved
-from mnemonics.runtime import NonFiniteLossError
 
 PREP = Preprocessing(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3]), 2, False)
 SETTINGS = BilevelSettings(steps=5, rate=0.1, batch_size=64, epochs=15, pixel_rate=0.05, optimizer="adam")

@@ -47,7 +47,10 @@ class Payload:
 
 def test_loading_runs_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"format": 1, "model": Payload()}, tmp_path / "c.pt")
+    checkpoint.save(tmp_path / "c.pt", {"model": Payload()})
     with pytest.raises(pickle.UnpicklingError):
+        checkpoint.load(tmp_path / "c.pt", CPU)
+    torch.save({"format": 3, "model": Payload()}, tmp_path / "c.pt")
+    with pytest.raises(checkpoint.DamagedError):
         checkpoint.load(tmp_path / "c.pt", CPU)
     assert not (tmp_path / "pwned").exists()

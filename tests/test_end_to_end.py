@@ -194,14 +194,14 @@ def test_images_of_other_classes_are_never_read(tmp_path, monkeypatch, exemplar_
     reference = run(tmp_path / "reference", *arguments)
     run_phase = experiment.run_phase
 
-    def run_phase_on_poisoned_data(exp, baseline, phase, state, log):
+    def run_phase_on_poisoned_data(exp, baseline, phase, state, *rest):
         source = exp.source
         others = ~torch.isin(source.train_class_ids, torch.tensor(phase.class_ids))
         unseen = ~torch.isin(source.test_class_ids, torch.tensor(exp.protocol.order[: phase.seen]))
         kept = source.train_images[others].clone(), source.test_images[unseen].clone()
         source.train_images[others] = torch.randint(0, 256, kept[0].shape, dtype=torch.uint8)
         source.test_images[unseen] = torch.randint(0, 256, kept[1].shape, dtype=torch.uint8)
-        run_phase(exp, baseline, phase, state, log)
+        run_phase(exp, baseline, phase, state, *rest)
         source.train_images[others], source.test_images[unseen] = kept
 
     monkeypatch.setattr(experiment, "run_phase", run_phase_on_poisoned_data)

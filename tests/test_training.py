@@ -14,10 +14,11 @@ from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatche
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.exemplars.unroll import Steps, unroll
+from mnemonics.failures import NonFiniteLossError
 from mnemonics.models import make_network
 from mnemonics.presets import resolved
+from mnemonics.progress import Progress
 from mnemonics.protocol import make_protocol
-from mnemonics.runtime import NonFiniteLossError
 
 PREP = Preprocessing(torch.full((3,), 0.5), torch.full((3,), 0.25), 1, False)
 PHASE = make_protocol(10, 5, 1, 1993).phases[0]
@@ -50,7 +51,7 @@ def train(config, data=None, model=None):
     config, log, model = resolved(config), SilentLog(), model or network()
     baseline = BASELINES["lwf"](config)
     data = data or colours()
-    training.train_phase(model, baseline, PHASE, data, PREP, config, torch.Generator().manual_seed(0), log)
+    training.train_phase(model, baseline, PHASE, data, PREP, config, torch.Generator().manual_seed(0), log, Progress())
     return model, log
 
 
@@ -93,7 +94,7 @@ def test_finetuning_is_what_the_unroll_rehearses(augmented):
     memory, model = ExemplarMemory(colours()), network()
     model.train()(PREP.plain(colours().images))
     rehearsal = copy.deepcopy(model).eval()
-    training.finetune_on_exemplars(model, memory, PREP, config, torch.Generator().manual_seed(5))
+    training.finetune_on_exemplars(model, memory, PREP, config, torch.Generator().manual_seed(5), Progress())
     labels, x = memory.data.labels, PREP.plain(memory.data.images)
     settings = BilevelSettings(steps=9, rate=0.05, batch_size=16)  # 3 epochs of ceil(40 / 16)
     base = BaseLevel(rehearsal, settings, augment=PREP.crop_and_mirror() if augmented else None)
@@ -117,7 +118,9 @@ def test_finetuning_takes_away_the_bias_to_new_classes():
         return (model.eval()(PREP.plain(data.images)).argmax(1) == 4).float().mean().item()
 
     before = share_of_new()
-    training.finetune_on_exemplars(model, ExemplarMemory(colours(50)), PREP, config, torch.Generator().manual_seed(0))
+    training.finetune_on_exemplars(
+        model, ExemplarMemory(colours(50)), PREP, config, torch.Generator().manual_seed(0), Progress()
+    )
     assert before > 0.25
     assert share_of_new() == pytest.approx(0.2, abs=0.02)
 

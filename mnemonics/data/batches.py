@@ -93,12 +93,12 @@ class ResidentBatches:
     def __init__(self, data: LabelledImages, prep: Preprocessing):
         self.data, self.prep = data, prep
 
-    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
-        """For each batch the indices int64 [<= batch_size] and the fields of its `Crops`. Every image comes once, in
-        random order; the last batch may be smaller. All is drawn at once, in a few operations."""
+    def epoch(self, batch_size: int, generator: torch.Generator, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """For each batch, from number `first` on, the indices int64 [<= batch_size] and its `Crops`. Every image
+        comes once, in random order; the last batch may be smaller. All is drawn at once, in a few operations."""
         order = torch.randperm(len(self.data), generator=generator, device=generator.device)
         draws = (order, *self.prep.draw_crops(len(self.data), generator))
-        yield from zip(*(draw.split(batch_size) for draw in draws), strict=True)
+        yield from zip(*(draw.split(batch_size)[first:] for draw in draws), strict=True)
 
     def network_input(self, index: Tensor, *crops: Tensor) -> tuple[Tensor, Tensor]:
         """(network input float32 [b, 3, h, w], labels int64 [b]) of a batch of `epoch`. On several processes the images
@@ -116,16 +116,16 @@ class StreamedBatches:
         self.draws = Repeatable()
         self.loader = data.images.loader(self.draws, persistent=True)
 
-    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
-        """For each batch the images uint8 [<= batch_size, 3, h, w] and the labels, on the device. As for images in
-        memory every image comes once. On several processes the images are those of this process's share, and no others
-        are read. Raises UsageError for a file that is no image."""
+    def epoch(self, batch_size: int, generator: torch.Generator, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """For each batch, from number `first` on, the images uint8 [<= batch_size, 3, h, w] and the labels, on the
+        device. As for images in memory every image comes once. On several processes the images are those of this
+        process's share, and no others are read. Raises UsageError for a file that is no image."""
         labels, n = self.data.labels, len(self.data)
         order = torch.randperm(n, generator=generator, device=generator.device)
         seeds = torch.randint(2**62, (n,), generator=generator, device=generator.device)
         mine = [[part[own_rows()] for part in draw.cpu().split(batch_size)] for draw in (order, seeds)]
-        self.draws.items = list(zip(*mine, strict=True))
-        for images, index in zip(decoded(self.loader), order.split(batch_size), strict=True):
+        self.draws.items = list(zip(*mine, strict=True))[first:]
+        for images, index in zip(decoded(self.loader), order.split(batch_size)[first:], strict=True):
             yield images.to(labels.device, non_blocking=True), labels[index]
 
     def network_input(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from mnemonics.data.augment import CropAndMirror
 from mnemonics.data.batches import balanced_batches
 from mnemonics.distributed import summed, world
 from mnemonics.exemplars.unroll import Draw, GraphedSteps, Parameters, Steps, unroll, unrolled_gradient
-from mnemonics.runtime import NonFiniteLossError
+from mnemonics.failures import NonFiniteLossError
 
 
 @dataclass(frozen=True)

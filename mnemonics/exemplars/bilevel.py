@@ -21,6 +21,7 @@ from mnemonics.distributed import no_bar, own_rows
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.exemplars.pixels import Pixels
+from mnemonics.progress import Progress
 
 
 def optimise_exemplars(
@@ -35,6 +36,7 @@ def optimise_exemplars(
     fixed: tuple[Tensor, Tensor] | None = None,
     augment: CropAndMirror | None = None,
     generator: torch.Generator | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Optimise `images` so that `model`, trained on them for K steps, does well on validation data (Eq. 9).
 
@@ -50,18 +52,20 @@ def optimise_exemplars(
         fixed: further (images, labels) that the base level trains on but that stay as they are.
         augment: how base-level batches are augmented; not at all by default.
         generator: drives the minibatches; must be on the device of `images`. Seed 0 by default.
+        progress: what takes up the optimisation where it was interrupted; `validation` must draw from `generator` then.
     Returns:
         The optimised images, float [n, ...].
     Raises:
         NonFiniteLossError: if the validation loss or its gradient becomes NaN or infinite; names epoch and rates.
     """
-    settings = settings or BilevelSettings()
+    settings, progress = settings or BilevelSettings(), progress or Progress()
     generator = generator or torch.Generator(images.device).manual_seed(0)
     base = BaseLevel(model, settings, None if fixed is None else NetworkInput(*fixed), augment)
     start = images.detach().clone()
     pixels = Pixels(start, low, high, settings.optimizer, settings.pixel_rate, settings.epochs)
     exemplars = NetworkInput(pixels.images, labels)
-    for epoch in tqdm(range(settings.epochs), desc="new exemplars", leave=False, disable=no_bar()):
+    epochs = progress.steps("new exemplars", settings.epochs, pixels=pixels, generator=generator)
+    for epoch in tqdm(epochs, total=settings.epochs, desc="new exemplars", leave=False, disable=no_bar()):
         draws = base.draw(labels, generator)
         pixels.step(*base.gradient(exemplars, NetworkInput(*validation()), draws, epoch))
         pixels.end_epoch()
@@ -77,6 +81,7 @@ def optimise_new_exemplars(
     generator: torch.Generator,
     old: LabelledImages | None = None,
     augmented: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[LabelledImages, dict[str, float]]:
     """Eq. 9: optimise the exemplars of the new classes, validated on all images of those classes.
 
@@ -88,6 +93,7 @@ def optimise_new_exemplars(
         old: exemplars of old classes. If given, the base level trains on them too, as the fine-tuning does, and the
             validation batches hold all classes in equal parts; they stay as they are.
         augmented: whether base-level batches are cropped and mirrored at random.
+        progress: what takes up the optimisation where it was interrupted.
     Returns:
         The optimised exemplars (uint8) and the validation loss after K steps on the same draws, with the exemplars as
         they were ("start"), "optimised", and optimised and "rounded" to uint8.
@@ -107,6 +113,7 @@ def optimise_new_exemplars(
     probe, probe_draws = NetworkInput(*validation()), base.draw(start.labels, generator)
     images, (low, high) = prep.plain(start.images), prep.valid_range()
     common = {"low": low, "high": high, "fixed": fixed, "augment": augment, "generator": generator}
+    common["progress"] = progress
     optimised = optimise_exemplars(model, images, start.labels, validation, settings, **common)
     rounded = denormalise(optimised, prep.mean, prep.std)
     versions = {"start": images, "optimised": optimised, "rounded": prep.plain(rounded)}
@@ -124,6 +131,7 @@ def adjust_old_exemplars(
     settings: BilevelSettings,
     generator: torch.Generator,
     augmented: bool = False,
+    progress: Progress | None = None,
 ) -> ExemplarMemory:
     """Eq. 10: optimise a class-balanced half A of the old exemplars validated on the other half B, then B on the new A.
 
@@ -136,7 +144,9 @@ def adjust_old_exemplars(
     images, (low, high) = prep.plain(memory.data.images), prep.valid_range()
     pixels = Pixels(images, low, high, settings.optimizer, settings.pixel_rate, settings.epochs)
     exemplars = NetworkInput(pixels.images, memory.data.labels)
-    for epoch in tqdm(range(settings.epochs), desc="old exemplars", leave=False, disable=no_bar()):
+    parts = {"pixels": pixels, "generator": generator}
+    epochs = (progress or Progress()).steps("old exemplars", settings.epochs, **parts)
+    for epoch in tqdm(epochs, total=settings.epochs, desc="old exemplars", leave=False, disable=no_bar()):
         subsets = balanced_subsets(exemplars.labels, settings.subsets, generator)
         for number, subset in enumerate(subsets):
             others = torch.cat(subsets[:number] + subsets[number + 1 :])

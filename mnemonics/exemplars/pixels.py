@@ -1,5 +1,7 @@
 """Exemplar pixels as parameters of an optimiser."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,17 @@ class Pixels:
         self.optimizer.step()
         if self.low is not None or self.high is not None:
             self.images.clamp_(self.low, self.high)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The images and the state of their optimiser and schedule."""
+        optimizer = self.optimizer.state_dict()
+        return {"images": self.images, "optimizer": optimizer, "epoch": self.schedule.last_epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Become what gave this `state_dict`."""
+        self.images.copy_(state["images"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.last_epoch = state["epoch"]
 
     def end_epoch(self) -> None:
         """Advance the schedule of the pixel rate."""
