@@ -46,7 +46,7 @@ def run(user: ExperimentConfig) -> tuple[dict, Path]:
                     log.line(line)
                 baseline = BASELINES[experiment.config.baseline](experiment.config)
                 for phase in experiment.protocol.phases[len(state.phases) :]:
-                    progress = progress_of(experiment, state, partial, signals)
+                    progress = progress_of(experiment, state, partial, signals, log)
                     with errors_of(phase, progress):
                         run_phase(experiment, baseline, phase, state, log, progress)
                     from_main(functools.partial(save_phase, experiment, phase, state))
@@ -56,10 +56,20 @@ def run(user: ExperimentConfig) -> tuple[dict, Path]:
             return from_main(lambda: write_results(experiment, state)), experiment.folder
 
 
-def progress_of(experiment: Experiment, state: State, partial: Partial | None, signals: Signals) -> Progress:
+def progress_of(
+    experiment: Experiment, state: State, partial: Partial | None, signals: Signals, log: RunLog
+) -> Progress:
     """The progress of the phase that follows `state`, from `partial` on; written into the run folder by rank 0."""
     write = functools.partial(save_partial, experiment, contents(experiment, state)) if is_main() else None
-    return Progress(write, experiment.config.checkpoint_minutes, signals, experiment.device, partial)
+    return Progress(
+        write,
+        experiment.config.checkpoint_minutes,
+        signals,
+        experiment.device,
+        partial,
+        len(state.phases),
+        log,
+    )
 
 
 def run_phase(

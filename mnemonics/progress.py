@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mnemonics.bars import Bar
 from mnemonics.interruption import Interrupted, Signals
+from mnemonics.runlog import RunLog
 
 Partial = dict[str, Any]  # a phase under way, as a checkpoint holds it
 
@@ -54,6 +56,8 @@ class Progress:
         signals: what may ask the run to stop.
         device: whose time is measured.
         stored: the `Partial` to go on from.
+        phase: its number.
+        log: what lines and curves go to.
     """
 
     def __init__(
@@ -63,11 +67,15 @@ class Progress:
         signals: Signals | None = None,
         device: torch.device | None = None,
         stored: Partial | None = None,
+        phase: int | None = None,
+        log: RunLog | None = None,
     ):
         self.write, self.minutes, self.signals = write, minutes, signals or Signals()
         self.device = device or torch.device("cpu")
         self.stored = stored or {}
         self.model: nn.Module | None = None
+        self.phase, self.log = phase, log
+        self.loss: Tensor | None = None  # of the last step, on the device
         self.stage = "set-up"  # where we are
         self.done: dict[str, Any] = dict(self.stored.get("done", {}))
         self.seconds: dict[str, float] = dict(self.stored.get("seconds", {}))
@@ -99,19 +107,32 @@ class Progress:
             self.between(None, dict)
         return self.done[stage]
 
-    def steps(self, loop: str, total: int, **parts: Any) -> Iterator[int]:
-        """0, 1, ..., total - 1, or what was left of it when the loop was interrupted; `parts`, which the steps change,
-        are then set to what they were."""
+    def steps(
+        self, loop: str, total: int, per_epoch: int = 1, images: int | None = None, **parts: Any
+    ) -> Iterator[int]:
+        """0, 1, ..., total - 1, or what was left of it when the loop was interrupted.
+
+        Args:
+            per_epoch, images: see `Bar`, which shows `loss`, if it is set. Where steps do not count images, that is a
+                validation loss, and goes to the log.
+            parts: what the steps change; set to what they were when the loop was interrupted.
+        """
         first = 0
         if self.stored.get("loop") == loop:
             first, states = self.stored["step"], self.stored["parts"]
             for name, part in parts.items():
                 restore(part, states[name])
             self.stored = {}
-        for step in range(first, total):
-            if step > first:
-                self.between(loop, lambda: {"step": step, **parts})  # noqa: B023 (called at once)
-            yield step
+        title = loop if self.phase is None else f"phase {self.phase}, {loop}"
+        with Bar(title, total, first, per_epoch, images, self.log and self.log.line) as bar:
+            for step in range(first, total):
+                if step > first:
+                    self.between(loop, lambda: {"step": step, **parts})  # noqa: B023 (called at once)
+                yield step
+                bar.show(step + 1, self.loss)
+                if images is None and self.log is not None and self.loss is not None:
+                    self.log.scalar(f"{loop}/validation_loss", self.loss.item(), (self.phase or 0) * total + step)
+        self.loss = None
 
     def between(self, loop: str | None, parts: Callable[[], dict[str, Any]]) -> None:
         """Between two steps, or two stages: write a checkpoint if it is time or the run is to stop.

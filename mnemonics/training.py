@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
-from tqdm import tqdm
 
 from mnemonics.baselines.base import Baseline
 from mnemonics.config import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing, TrainingBatches, balanced_batches, training_batches
-from mnemonics.distributed import no_bar, world
+from mnemonics.distributed import world
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.failures import NonFiniteLossError
 from mnemonics.progress import Progress
@@ -49,20 +48,17 @@ def train_phase(
     losses = torch.zeros(per_epoch, device=data.labels.device)  # of this epoch: reading one each step would stall a GPU
     parts = {"momenta": optimizer.momenta, "losses": losses, "draws": draws}
     model.train()
-    begun, start = None, time.perf_counter()
-    with tqdm(
-        total=config.epochs * per_epoch, desc=f"phase {phase.index} training", leave=False, disable=no_bar()
-    ) as bar:
-        for number in progress.steps("training", config.epochs * per_epoch, **parts):
-            begun = number if begun is None else begun
-            epoch, batch = divmod(number, per_epoch)
-            if batch == 0 or number == begun:
-                optimizer.set_rate(learning_rate(config, epoch))
-            losses[batch] = step(*draws.of(epoch, batch))
-            show(bar, number, losses[batch])
-            if batch == per_epoch - 1:
-                report_epoch(log, phase, epoch, losses, len(data), config)
-    images = (config.epochs * per_epoch - begun) / per_epoch * len(data)
+    total, begun, start = config.epochs * per_epoch, None, time.perf_counter()
+    for number in progress.steps("training", total, per_epoch, config.train_batch_size, **parts):
+        begun = number if begun is None else begun
+        epoch, batch = divmod(number, per_epoch)
+        if batch == 0 or number == begun:
+            optimizer.set_rate(learning_rate(config, epoch))
+        losses[batch] = step(*draws.of(epoch, batch))
+        progress.loss = losses[batch]
+        if batch == per_epoch - 1:
+            report_epoch(log, phase, epoch, losses, len(data), config)
+    images = (total - begun) / per_epoch * len(data)
     log.line(
         f"phase {phase.index}: {config.epochs} epochs of {len(data)} images, "
         f"{images / (time.perf_counter() - start):.0f} images/s"
@@ -155,12 +151,6 @@ def learning_rate(config: ExperimentConfig, epoch: int) -> float:
     return config.base_lr * 0.1**drops
 
 
-def show(bar: tqdm, number: int, loss: Tensor) -> None:
-    bar.update()
-    if number % 50 == 0 and not bar.disable:
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-
-
 def report_epoch(log: RunLog, phase: Phase, epoch: int, losses: Tensor, images: int, config: ExperimentConfig) -> None:
     """Log the mean loss of an epoch and its learning rate; `losses` float [batches]: the mean of each batch."""
     rate = learning_rate(config, epoch)
@@ -197,7 +187,7 @@ def finetune_on_exemplars(
     batches = balanced_batches(data.labels, config.mnemonics_batch_size, steps, generator)
     augment = prep.crop_and_mirror() if config.mnemonics_augment else None
     draws = [(batch, augment.draw(len(batch), generator) if augment else ()) for batch in batches]
-    for step in tqdm(progress.steps("fine-tuning", steps), "fine-tuning", steps, leave=False, disable=no_bar()):
+    for step in progress.steps("fine-tuning", steps, steps // config.finetune_epochs, config.mnemonics_batch_size):
         batch, crops = draws[step]
         images = prep.plain(data.images[batch])
         images = augment.apply(images, *crops) if augment else images
@@ -205,3 +195,4 @@ def finetune_on_exemplars(
         model.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        progress.loss = loss.detach()

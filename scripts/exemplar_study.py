@@ -208,7 +208,7 @@ def measure_gradient(experiment: Experiment, state: State, log: RunLog) -> dict:
     base, labels = BaseLevel(state.model, BilevelSettings.of(config)), start.labels
     chosen = data[next(balanced_batches(data.labels, config.mnemonics_batch_size, 1, draws))]
     exemplars, validation = (NetworkInput(prep.plain(x.images), x.labels) for x in (start, chosen))
-    _, gradient = base.gradient(exemplars, validation, base.draw(labels, draws), 0)
+    _, gradient, _ = base.gradient(exemplars, validation, base.draw(labels, draws), 0)
     gradient = gradient.abs()
     distance = config.mnemonics_outer_lr * config.mnemonics_epochs * sum(0.5**k for k in range(5)) / 5
     grey_levels = (gradient * (255 * prep.std[:, None, None])) * distance

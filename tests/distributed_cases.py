@@ -116,7 +116,7 @@ def pixel_gradients(variant, validation_images):
     validation = data[torch.arange(1, 2 * validation_images, 2)[distributed.own_rows()]]
     validation = NetworkInput(prep(torch.float64).plain(validation.images), validation.labels)
     draws = base.draw(exemplars.labels, generator())
-    used, gradient = base.gradient(exemplars, validation, draws, 0)
+    used, gradient, _ = base.gradient(exemplars, validation, draws, 0)
     loss = base.loss_after_steps(exemplars, validation, draws)
     return {"used": used, "gradient": gradient, "loss": torch.tensor(loss).double()}
 

@@ -103,7 +103,7 @@ def test_gradient_is_for_the_used_exemplars_only():
     exemplars, validation = network_input(blobs(12)), network_input(blobs(30, seed=1))
     batches = [torch.tensor([0, 4, 8]), torch.tensor([1, 4, 11])]
     base = BaseLevel(network(), dataclasses.replace(SETTINGS, steps=2))
-    used, gradient = base.gradient(exemplars, validation, [(b, exemplars.labels[b]) for b in batches], 0)
+    used, gradient, _ = base.gradient(exemplars, validation, [(b, exemplars.labels[b]) for b in batches], 0)
     assert used.tolist() == [0, 1, 4, 8, 11]
     assert gradient.shape == (5, 3, 6, 6)
     assert gradient.flatten(1).any(1).all()
@@ -115,8 +115,8 @@ def test_joint_base_level_trains_on_the_fixed_exemplars_too_and_leaves_them_alon
     joint = exemplars.and_also(fixed)
     base = BaseLevel(model, SETTINGS, fixed)
     chosen = base.draw(exemplars.labels, draws())
-    used, gradient = base.gradient(exemplars, validation, chosen, 0)
-    all_used, all_gradients = BaseLevel(model, SETTINGS).gradient(joint, validation, chosen, 0)
+    used, gradient, _ = base.gradient(exemplars, validation, chosen, 0)
+    all_used, all_gradients, _ = BaseLevel(model, SETTINGS).gradient(joint, validation, chosen, 0)
     assert used.tolist() == list(range(6))
     assert all_used.tolist() == list(range(10))
     assert torch.allclose(gradient, all_gradients[:6])
@@ -162,7 +162,7 @@ def test_class_mean_gradient_is_that_of_cosines_to_class_means():
     means = torch.stack([model.features(x[exemplars.labels == c]).mean(0) for c in (1, 2, 3)])
     cosines = torch.stack([F.cosine_similarity(f[None], means) for f in model.features(validation.images)])
     expected = torch.autograd.grad(F.cross_entropy(cosines, validation.labels - 1), x)[0]
-    used, gradient = BaseLevel(model, settings).gradient(exemplars, validation, [], 0)
+    used, gradient, _ = BaseLevel(model, settings).gradient(exemplars, validation, [], 0)
     assert used.tolist() == list(range(6))
     assert torch.allclose(gradient, expected, atol=1e-7)
 
@@ -221,7 +221,7 @@ def test_each_subset_is_validated_on_the_others(monkeypatch):
     def spy(self, exemplars, validation, draws, epoch):
         own, other = ({row.sum().item() for row in part.images} for part in (exemplars, validation))
         seen.append((len(own), len(other), len(own & other)))
-        return torch.arange(1), torch.zeros_like(exemplars.images[:1])
+        return torch.arange(1), torch.zeros_like(exemplars.images[:1]), torch.tensor(0.0)
 
     monkeypatch.setattr(BaseLevel, "gradient", spy)
     settings = dataclasses.replace(SETTINGS, subsets=3, epochs=2)

@@ -108,12 +108,12 @@ class BaseLevel:
 
     def gradient(
         self, exemplars: NetworkInput, validation: NetworkInput, draws: list[Draw], epoch: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient of the validation loss after the K steps for the exemplars that took part in them. On several
         processes `validation` is the share of this one; all get the gradient of the mean over all shares.
 
         Returns:
-            Indices int64 [m] of those exemplars, ascending, and their gradients float [m, ...].
+            Indices int64 [m] of those exemplars, ascending, their gradients float [m, ...], and the loss.
         Raises:
             NonFiniteLossError: if the loss or the gradient is NaN or infinite.
         """
@@ -136,7 +136,7 @@ class BaseLevel:
                 f"{loss.item()} with --mnemonics_lr {settings.rate} and --mnemonics_outer_lr {settings.pixel_rate}; "
                 "lower rates may help"
             )
-        return used, gradient[used]
+        return used, gradient[used], loss.detach()
 
     def steps_for(self, parameters: Parameters, images: Tensor, draw: Draw) -> Steps:
         """The steps to use: with `cuda_graphs`, captured once for each set of shapes."""

@@ -13,11 +13,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mnemonics.data.augment import CropAndMirror, denormalise
 from mnemonics.data.batches import LabelledImages, Preprocessing, balanced_batches, rank_within_class
-from mnemonics.distributed import no_bar, own_rows
+from mnemonics.distributed import own_rows
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.exemplars.pixels import Pixels
@@ -65,9 +64,10 @@ def optimise_exemplars(
     pixels = Pixels(start, low, high, settings.optimizer, settings.pixel_rate, settings.epochs)
     exemplars = NetworkInput(pixels.images, labels)
     epochs = progress.steps("new exemplars", settings.epochs, pixels=pixels, generator=generator)
-    for epoch in tqdm(epochs, total=settings.epochs, desc="new exemplars", leave=False, disable=no_bar()):
+    for epoch in epochs:
         draws = base.draw(labels, generator)
-        pixels.step(*base.gradient(exemplars, NetworkInput(*validation()), draws, epoch))
+        used, gradient, progress.loss = base.gradient(exemplars, NetworkInput(*validation()), draws, epoch)
+        pixels.step(used, gradient)
         pixels.end_epoch()
     return pixels.images
 
@@ -145,15 +145,16 @@ def adjust_old_exemplars(
     pixels = Pixels(images, low, high, settings.optimizer, settings.pixel_rate, settings.epochs)
     exemplars = NetworkInput(pixels.images, memory.data.labels)
     parts = {"pixels": pixels, "generator": generator}
-    epochs = (progress or Progress()).steps("old exemplars", settings.epochs, **parts)
-    for epoch in tqdm(epochs, total=settings.epochs, desc="old exemplars", leave=False, disable=no_bar()):
+    progress = progress or Progress()
+    epochs = progress.steps("old exemplars", settings.epochs, **parts)
+    for epoch in epochs:
         subsets = balanced_subsets(exemplars.labels, settings.subsets, generator)
         for number, subset in enumerate(subsets):
             others = torch.cat(subsets[:number] + subsets[number + 1 :])
             batch = next(balanced_batches(exemplars.labels[others], settings.batch_size, 1, generator))
             draws = base.draw(exemplars.labels[subset], generator)
             validation = exemplars[others[batch[own_rows()]]]
-            used, gradient = base.gradient(exemplars[subset], validation, draws, epoch)
+            used, gradient, progress.loss = base.gradient(exemplars[subset], validation, draws, epoch)
             pixels.step(subset[used], gradient)
         pixels.end_epoch()
     return memory.with_images(denormalise(pixels.images, prep.mean, prep.std))
