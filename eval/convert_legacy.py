@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_args(arguments)
     try:
         print("\n".join(convert(options)))
-    except UsageError as error:
+    except (UsageError, OSError) as error:  # OSError: names that no file system takes, folders that cannot be read
         print(f"convert_legacy.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from eval.authors import DATASETS, FOLDER_NAME
 from eval.fetch import fetch_drive, fetch_http
 from mnemonics.checkpoint import write_json
-from mnemonics.config import UsageError
+from mnemonics.config import UsageError, check_setting
 from mnemonics.legacy import html_title
 
 DRIVE_ID = "1sKO2BOssWgTFBNZbM50qDzgk6wqg4_l8"
@@ -48,8 +48,11 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 def get(options: argparse.Namespace) -> list[str]:
     """Download, check and unpack. Returns what to tell. Raises UsageError."""
     out, sets = options.out, set(DATASETS if options.set == "all" else [options.set])
-    if options.sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", options.sha256):
+    check_setting("out", str(out))
+    if options.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", options.sha256):
         raise UsageError(f"--sha256 {options.sha256}: needed are 64 hexadecimal digits")
+    if not is_url(options.url):
+        raise UsageError(f"--url {options.url}: http://..., https://... or file:///... would work")
     if is_there(out, options.url, sets):
         return [f"{out}: the checkpoints are there already"]
     try:
@@ -87,6 +90,17 @@ def checked_and_unpacked(archive: Path, options: argparse.Namespace, sets: set[s
     return folders
 
 
+def is_url(url: str) -> bool:
+    """Whether it can be asked for: names of files may hold any character, those of servers and what is on them not."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme == "file" or (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and re.fullmatch("[!-~]+", url) is not None
+        )
+    except ValueError:
+        return False
+
+
 def is_there(out: Path, url: str, sets: set[str]) -> bool:
     """Whether an earlier download brought these sets or, for the authors' own archive, someone unpacked them here."""
     record = read_record(out, url)
@@ -114,8 +128,6 @@ def local_copy(url: str, out: Path) -> Path:
         if not path.is_file():
             raise UsageError(f"--url {url}: there is no such file")
         return path
-    if parts.scheme not in ("http", "https"):
-        raise UsageError(f"--url {url}: http://..., https://... or file:///... would work")
     target = out / f".download-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
     found = re.search(r"/d/([\w-]+)|[?&]id=([\w-]+)", url)
     if parts.hostname in ("drive.google.com", "docs.google.com") and found:

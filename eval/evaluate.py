@@ -23,7 +23,7 @@ from torch import Tensor
 from eval.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_target
 from eval.checkpoints import PHASE_FILE, Loaded, Target, own_target, protocol_of
 from eval.output import check_out, confusion_matrix, contradictions, phase_line, summary_of, without_exemplars, write
-from mnemonics.config import UsageError
+from mnemonics.config import UsageError, check_setting
 from mnemonics.data.batches import Preprocessing
 from mnemonics.data.sources import load_source
 from mnemonics.evaluation import accuracies, class_means, predict
@@ -56,17 +56,18 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises UsageError for numbers that make no sense."""
-    for name, least in (("eval_batch_size", 1), ("nb_cl_fg", 1), ("nb_cl", 1), ("order_seed", 0)):
+    """Raises UsageError for values that make no sense."""
+    for name in ("data_dir", "device", "eval_batch_size", "out", "dataset", "nb_cl_fg", "nb_cl", "order_seed"):
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise UsageError(f"--{name} {value}: must be at least {least}")
+        check_setting(name, str(value) if isinstance(value, Path) else value)
 
 
 def target_of(path: Path, options: argparse.Namespace) -> Target:
     """Find out what `path` is. Raises UsageError."""
-    if not path.exists():
-        raise UsageError(f"{path}: no such file or folder")
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
     if not path.is_dir():
         return authors_target(path, options) if MODEL_FILE.fullmatch(path.name) else own_target(path, options)
     for pattern, make in ((PHASE_FILE, own_target), (MODEL_FILE, authors_target)):

@@ -140,8 +140,12 @@ def summary_lines(result: dict[str, Any], shown: dict[str, str]) -> list[str]:
 
 def check_out(folder: Path) -> None:
     """Raises UsageError where the results could not be written: better before the evaluation than after it."""
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    try:
+        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        good = nearest.is_dir() and os.access(nearest, os.W_OK)
+    except OSError:  # a name that is too long
+        good = False
+    if not good:
         raise UsageError(f"--out {folder}: cannot be written; name another folder")
 
 

@@ -90,4 +90,4 @@ def run_name(config: ExperimentConfig) -> str:
     for name, value in result_settings(config).items():
         if name not in main and value != FIELDS[name].default:
             parts.append(name if value is True else f"no_{name}" if value is False else f"{name}{value}")
-    return "_".join(parts)
+    return "_".join(parts).replace("/", "-")  # of --lr_drops 1/2,3/4: else it would be several folders

@@ -49,7 +49,13 @@ class Protocol:
 
 
 def class_order(num_classes: int, seed: int) -> tuple[int, ...]:
-    """The class order of the paper's experiments: arange(num_classes) shuffled by numpy's legacy generator."""
+    """The class order of the paper's experiments: arange(num_classes) shuffled by numpy's legacy generator.
+
+    Raises:
+        UsageError: for a seed that this generator does not take.
+    """
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--order_seed {seed}: must be at least 0 and at most {2**32 - 1}")
     order = np.arange(num_classes)
     np.random.RandomState(seed).shuffle(order)
     return tuple(order.tolist())
@@ -65,6 +71,8 @@ def phase_sizes(
     Raises:
         UsageError: when they contradict each other or do not fit the number of classes.
     """
+    if num_classes < 2:
+        raise UsageError(f"--data_dir: a data set with {num_classes} class; phases need at least 2 classes")
     first = num_classes // 2 if nb_cl_fg is None else nb_cl_fg
     left = num_classes - first
     if not 0 < first < num_classes:

@@ -27,19 +27,27 @@ def pick_device(config: ExperimentConfig) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if world() == 1:
             return torch.device(name)
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"{flag} {name}: not a device; cpu, cuda or cuda:1 would be") from None
-    if device.type not in ("cpu", "cuda"):
+    device, count = device_named(name), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is None and config.gpu is None:
+        raise UsageError(f"{flag} {name}: not a device; cpu, cuda or cuda:1 would be")
+    if device is not None and device.type not in ("cpu", "cuda"):
         raise UsageError(f"{flag} {name}: runs on cpu or cuda only")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
+    if device is None or (device.type == "cuda" and (device.index or 0) >= count):
         raise UsageError(
             f"{flag} {name if config.gpu is None else config.gpu}: this machine has {count} CUDA devices; "
             "--device cpu works everywhere"
         )
     return device if world() == 1 or device.type == "cpu" else gpu_of_process(device, flag, count)
+
+
+def device_named(name: str) -> torch.device | None:
+    """None for what is no device's name. PyTorch itself takes cuda:128 for cuda:-128, cuda:256 for cuda:0, and any
+    number after cpu."""
+    try:
+        device = torch.device(name)
+    except (RuntimeError, ValueError):  # ValueError: no UTF-8
+        return None
+    return device if str(device) == name and not name.startswith("cpu:") else None
 
 
 def gpu_of_process(device: torch.device, flag: str, count: int) -> torch.device:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
 
-from mnemonics.config import ExperimentConfig, UsageError, parse_args
+from mnemonics.config import ExperimentConfig, UsageError, check_setting, parse_args
 from mnemonics.data.sources import load_source
 from mnemonics.presets import run_name, settled
 from mnemonics.sweep import Run, Sweep
@@ -95,7 +95,10 @@ def grid_commands(axes: Sequence[str]) -> list[list[str]]:
     """The product of strings such as "--nb_phases 5 10"; the last one varies fastest. Raises UsageError."""
     choices = []
     for axis in axes:
-        flag, *values = shlex.split(axis) or [""]
+        try:
+            flag, *values = shlex.split(axis) or [""]
+        except ValueError as error:
+            raise UsageError(f'--grid "{axis}": {error}') from None
         if not flag.startswith("--") or not values:
             raise UsageError(f'--grid "{axis}": must be a flag followed by its values, such as "--nb_phases 5 10"')
         choices.append([[flag, value] for value in values])
@@ -110,7 +113,7 @@ def chosen_commands(file: str | None, grid: Sequence[str] | None) -> list[list[s
         return STANDARD
     try:
         return read_commands(sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name, or no UTF-8 in the file
         raise UsageError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
 
 
@@ -202,6 +205,7 @@ def main(arguments: Sequence[str]) -> int:
     """Returns the exit status."""
     file, options, flags = parse_command_line(arguments)
     try:
+        check_setting("runs_dir", str(options.runs_dir))
         commands = chosen_commands(file, options.grid)
         os.chdir(ROOT)  # where main.py runs
         runs = make_runs(commands, flags, options.seeds, options.runs_dir)
