@@ -12,12 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from mnemonics.config import UsageError
-from mnemonics.data.cifar100 import PickledArray
-from mnemonics.legacy_pickle import STORAGES, Machine, Name
-from mnemonics.legacy_records import LegacyError, ModuleRecord, Storage, StorageView
+from mnemonics.legacy_pickle import STORAGES, TorchMachine
+from mnemonics.legacy_records import LARGEST, LegacyError, ModuleRecord, Storage, StorageView
+from mnemonics.safe_pickle import Machine, Name, PickledArray, PickleError, described
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what a file of the older format starts with
 ZIP_START = b"PK\x03\x04"
@@ -51,7 +49,7 @@ def reading(path: str | Path, parse: Callable[[bytes], Read]) -> Read:
         return parse(data)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except LegacyError as error:
+    except PickleError as error:
         raise UsageError(f"{path}: {error}") from error
 
 
@@ -82,15 +80,14 @@ def module_of(data: bytes) -> ModuleRecord:
 
 
 def order_of(data: bytes) -> tuple[int, ...]:
-    order = Machine(no_storages).run(io.BytesIO(data))
-    order = order.array if isinstance(order, PickledArray) else np.asarray(order)
-    if order.ndim != 1 or order.dtype.kind not in "iu" or sorted(order.tolist()) != list(range(len(order))):
+    order = Machine().run(io.BytesIO(data))
+    if isinstance(order, PickledArray) and order.array.ndim == 1:
+        order = order.array.tolist()
+    if type(order) not in (list, tuple) or not all(type(class_id) is int for class_id in order):
+        order = None
+    if order is None or sorted(order) != list(range(len(order))):
         raise LegacyError("holds no class order: needed is every class id from 0 on exactly once")
-    return tuple(order.tolist())
-
-
-def no_storages(_: Any) -> None:
-    raise LegacyError("refused: it refers to things stored outside the pickle")
+    return tuple(order)
 
 
 class Storages:
@@ -109,13 +106,13 @@ class Storages:
         if what[0] != "storage" or len(what) not in (5, 6) or not isinstance(what[1], Name):
             raise LegacyError("damaged: it refers to something unknown outside the pickle")
         _, kind, key, _, numel, *view = what
-        if kind.full not in STORAGES or not isinstance(key, str) or type(numel) is not int or numel < 0:
+        if kind.full not in STORAGES or type(key) is not str or type(numel) is not int or not 0 <= numel < LARGEST:
             raise LegacyError("damaged: a storage without type, key or size")
         storage = self.by_key.setdefault(key, Storage(STORAGES[kind.full], numel))
         if not view or view[0] is None:
             return StorageView(storage, 0, storage.numel)
         _, start, count = view[0]
-        if not 0 <= start <= start + count <= storage.numel:
+        if type(start) is not int or type(count) is not int or not 0 <= start <= start + count <= storage.numel:
             raise LegacyError("damaged: a view that is not inside its storage")
         return StorageView(storage, start, count)
 
@@ -130,11 +127,16 @@ def read_zip(data: bytes) -> Any:
                 raise LegacyError("a zip archive, but not one that torch.save wrote")
             folder = names[0].removesuffix("data.pkl")
             if f"{folder}byteorder" in archive.namelist():
-                check_byte_order(archive.read(f"{folder}byteorder") == b"little")
-            root = Machine(storages.persistent).run(io.BytesIO(stored(archive, names[0])))
-            for key, storage in storages.by_key.items():
-                storage.fill(stored(archive, f"{folder}data/{key}"))
-    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+                check_byte_order(stored(archive, f"{folder}byteorder") == b"little")
+            root = TorchMachine(storages.persistent).run(io.BytesIO(stored(archive, names[0])))
+            files = {f"{folder}data/{key}": storage for key, storage in storages.by_key.items()}
+            if sum(archive.getinfo(name).compress_size for name in files) > len(data):
+                raise LegacyError("refused: its files overlap, so that they would be larger than it is")
+            for name, storage in files.items():
+                storage.fill(stored(archive, name))
+    except PickleError:
+        raise
+    except Exception as error:  # zipfile promises no closed list of errors
         raise LegacyError(f"truncated or damaged ({error})") from error
     return root
 
@@ -156,18 +158,18 @@ def read_old_format(data: bytes) -> Any:
     storages' keys, then for each storage its number of elements (int64) and its numbers."""
     file, storages = io.BytesIO(data), Storages()
     try:
-        known = Machine(no_storages).run(file) == MAGIC
-    except LegacyError:
+        known = Machine().run(file) == MAGIC
+    except PickleError:
         known = False
     if not known:
         raise LegacyError("not a file that torch.save wrote")
-    protocol, system = (Machine(no_storages).run(file) for _ in range(2))
+    protocol, system = (Machine().run(file) for _ in range(2))
     if protocol != PROTOCOL or type(system) is not dict:
-        raise LegacyError(f"protocol {protocol} of torch.save, known is {PROTOCOL}")
+        raise LegacyError(f"protocol {described(protocol)} of torch.save, known is {PROTOCOL}")
     check_byte_order(system.get("little_endian") is True)
-    root = Machine(storages.persistent).run(file)
-    keys = Machine(no_storages).run(file)
-    if type(keys) is not list or any(key not in storages.by_key for key in keys):
+    root = TorchMachine(storages.persistent).run(file)
+    keys = Machine().run(file)
+    if type(keys) is not list or any(type(key) is not str or key not in storages.by_key for key in keys):
         raise LegacyError("damaged: it stores numbers of no tensor")
     for key in keys:
         storage = storages.by_key[key]

@@ -20,6 +20,7 @@ from mnemonics.models import make_network
 from mnemonics.models.layers import CosineLinear, ScaledConv2d, SplitCosineLinear, use_weight_transfer
 from mnemonics.models.resnet_cifar import DEPTHS as SMALL_DEPTHS
 from mnemonics.models.resnet_imagenet import DEPTHS as LARGE_DEPTHS
+from mnemonics.safe_pickle import described
 
 
 class LegacyNetwork(NamedTuple):
@@ -92,7 +93,7 @@ class Part:
         for name, wanted in attributes.items():
             value = self.record.attributes.get(name, wanted)
             if pair(value) != pair(wanted):
-                raise LegacyError(f"{self.path} has {name} {value!r}, ours has {wanted!r}")
+                raise LegacyError(f"{self.path} has {name} {described(value)}, ours has {described(wanted)}")
 
     def fill(self, target: Tensor, name: str) -> None:
         """Copy a parameter or buffer into `target`. Raises LegacyError where it is missing or does not fit."""
@@ -158,7 +159,7 @@ def pooled_size(part: Part) -> int:
     part.expect([f"{LAYERS}pooling.AvgPool2d"], padding=0)
     size = pair(part.record.attributes.get("kernel_size"))
     if type(size) is not tuple or len(size) != 2 or size[0] != size[1] or type(size[0]) is not int:
-        raise LegacyError(f"{part.path} has kernel_size {size!r}, known is one number for both axes")
+        raise LegacyError(f"{part.path} has kernel_size {described(size)}, known is one number for both axes")
     return size[0]
 
 
@@ -202,7 +203,7 @@ def classifier_of(part: Part, num_features: int) -> nn.Module:
     if part.record.class_name == split:
         part.expect([split], ["fc1", "fc2"])
         halves = part.child("fc1"), part.child("fc2")
-        classifier = SplitCosineLinear(num_features, *map(class_count, halves))
+        classifier = SplitCosineLinear(num_features, *(class_count(half, num_features) for half in halves))
         for half, weight in zip(halves, (classifier.old_weight, classifier.new_weight), strict=True):
             half.expect([whole])
             half.fill(weight, "weight")
@@ -210,7 +211,7 @@ def classifier_of(part: Part, num_features: int) -> nn.Module:
                 raise LegacyError(f"{half.path} has a sigma of its own; our halves share one")
     else:
         part.expect([whole, split])
-        classifier = CosineLinear(num_features, class_count(part))
+        classifier = CosineLinear(num_features, class_count(part, num_features))
         part.fill(classifier.weight, "weight")
     classifier.sigma.copy_(factor(part))
     return classifier
@@ -224,8 +225,10 @@ def factor(part: Part) -> Tensor:
     return sigma
 
 
-def class_count(part: Part) -> int:
+def class_count(part: Part, num_features: int) -> int:
     weight = part.record.parameters.get("weight")
     if weight is None or weight.dim() != 2 or not len(weight):
         raise LegacyError(f"{part.path} has no class weights")
+    if weight.shape[1] != num_features:  # a million rows of nothing would make ours large
+        raise LegacyError(f"{part.path}.weight has shape {list(weight.shape)}, ours [classes, {num_features}]")
     return len(weight)

@@ -7,9 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mnemonics.safe_pickle import PickleError, described
 
-class LegacyError(Exception):
-    """What is wrong with a file; whoever catches it puts the file's name before it."""
+LARGEST, MOST_AXES = 2**48, 8  # of a tensor in such a file: of its numbers, sizes and strides; of its axes
+
+
+class LegacyError(PickleError):
+    """What is wrong with a file that PyTorch wrote; whoever catches it puts the file's name before it."""
 
 
 @dataclass
@@ -51,10 +55,15 @@ class TensorRecord:
     stride: tuple[int, ...]
 
     def tensor(self) -> Tensor:
-        """The tensor, contiguous on the CPU. Raises LegacyError where the shape does not fit the storage."""
+        """The tensor, on the CPU. It shares the numbers with its storage: copies could be of many times the size of the
+        file. Raises LegacyError where the shape does not fit the storage."""
         numbers = (self.offset, *self.size, *self.stride)
-        if len(self.size) != len(self.stride) or any(type(n) is not int or n < 0 for n in numbers):
-            raise LegacyError(f"damaged: a tensor with size {self.size} and stride {self.stride}")
+        if (
+            not len(self.size) == len(self.stride) <= MOST_AXES
+            or any(type(n) is not int or not 0 <= n < LARGEST for n in numbers)
+            or math.prod(max(n, 1) for n in self.size) >= LARGEST
+        ):
+            raise LegacyError(f"damaged: a tensor with size {described(self.size)} and stride {described(self.stride)}")
         count = math.prod(self.size)
         last = self.offset + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
         if count > self.view.numel or (count and last >= self.view.numel):
@@ -63,7 +72,7 @@ class TensorRecord:
             return torch.empty(self.size, dtype=self.view.storage.dtype)
         if self.view.storage.content is None:
             raise LegacyError("truncated or damaged: the numbers of a tensor are missing")
-        return self.view.storage.content.as_strided(self.size, self.stride, self.view.start + self.offset).clone()
+        return self.view.storage.content.as_strided(self.size, self.stride, self.view.start + self.offset)
 
 
 @dataclass
@@ -78,11 +87,15 @@ class ModuleRecord:
 
     def set_state(self, state: Any) -> None:
         """Take over the state of the pickled object."""
+        if type(state) is not dict or not all(type(name) is str for name in state):
+            raise LegacyError(f"damaged: {self.class_name} without names for what it holds")
         state = dict(state)
         kinds = {"_parameters": TensorRecord, "_buffers": TensorRecord, "_modules": ModuleRecord}
         tables = [state.pop(name, {}) for name in kinds]
         for table, kind in zip(tables, kinds.values(), strict=True):
-            if not all(isinstance(name, str) and isinstance(x, kind | None) for name, x in table.items()):
+            if type(table) is not dict or not all(
+                type(name) is str and isinstance(x, kind | None) for name, x in table.items()
+            ):
                 raise LegacyError(f"damaged: {self.class_name} holds something else than {kind.__name__}s")
         self.parameters, self.buffers, self.children = map(dict, tables)
         self.attributes = state

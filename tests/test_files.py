@@ -88,7 +88,7 @@ def test_nested_and_hidden_and_other_files(tree):
     (tree / "train/bee/notes.txt").write_text("no image")
     data = read(tree)
     assert torch.bincount(data.train[1]).tolist() == [6, 5]
-    assert data.notices == (f"1 files in {tree} are no images by their names: ignored",)
+    assert data.notices == (f"1 files in {tree} are no images by their names, or in no class: ignored",)
 
 
 def test_a_test_folder_serves_as_val(tree):

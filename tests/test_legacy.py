@@ -22,6 +22,7 @@ from mnemonics.legacy_networks import read_network
 from mnemonics.legacy_records import TensorRecord
 from mnemonics.models.layers import ScaledConv2d, SplitCosineLinear
 from mnemonics.protocol import class_order
+from mnemonics.safe_pickle import PickleError
 
 # Stand-ins for the authors' modules: their names, attributes and function, written for these tests.
 LINEAR = """
@@ -285,7 +286,7 @@ def test_views_of_one_storage():
     root = machine_of.persistent(("storage", legacy.Name("torch.FloatStorage"), "7", "cpu", 6, None))
     view = machine_of.persistent(("storage", legacy.Name("torch.cuda.FloatStorage"), "7", "cuda:1", 6, ("8", 2, 4)))
     root.storage.fill(struct.pack("<6f", *range(6)))
-    rebuild = legacy.Machine(None)
+    rebuild = legacy.TorchMachine(None)
     rebuild.stack = [legacy.Name("torch._utils._rebuild_tensor_v2"), (view, 1, (2,), (2,), False, None)]
     rebuild.do_REDUCE(None)
     assert rebuild.stack[0].tensor().tolist() == [3.0, 5.0]
@@ -394,15 +395,17 @@ def test_crafted_pickles_are_refused(program, tmp_path):
     (tmp_path / "order.pkl").write_bytes(program)
     with pytest.raises(UsageError, match=r"order\.pkl: (refused|truncated|damaged|the file is empty)"):
         legacy.read_order(tmp_path / "order.pkl")
+    with pytest.raises(PickleError, match=r"refused|truncated|damaged"):
+        legacy.TorchMachine(None).run(io.BytesIO(program))
 
 
 def test_refusing_leaves_nothing_behind_for_the_next_file(tmp_path):
     """Setting attributes of what the names stand for is not possible."""
     path = tmp_path / "order.pkl"
-    for name in (b"torch._utils\n_rebuild_parameter", b"torch.nn.modules.conv\nConv2d", b"collections\nOrderedDict"):
+    for name in (b"numpy\ndtype", b"numpy\nndarray", b"torch.nn.modules.conv\nConv2d", b"collections\nOrderedDict"):
         path.write_bytes(b"\x80\x02c" + name + b"\nN}X\x01\x00\x00\x00aK\x01s\x86b.")
-        with pytest.raises(UsageError, match="sets the state"):
-            legacy.read_order(path)
+        with path.open("rb") as file, pytest.raises(PickleError, match="sets the state"):
+            legacy.TorchMachine(None).run(file)
 
 
 @pytest.fixture(scope="module")

@@ -312,7 +312,7 @@ def test_a_malicious_pickle_runs_nothing(root, tmp_path, name, protocol):
     write(root / FOLDER / name, Evil(os.mkdir, str(victim)), protocol)
     line = message(root)
     assert str(root / FOLDER / name) in line
-    assert f"refused: it asks for {os.mkdir.__module__}.mkdir" in line
+    assert f"refused: it asks for '{os.mkdir.__module__}.mkdir'" in line
     assert not victim.exists()
     pickle.loads((root / FOLDER / name).read_bytes())
     assert victim.exists()  # the file was a real threat
@@ -607,31 +607,30 @@ def test_png_folders_equal_the_python_version(root, png):
         assert torch.equal(source.test([k])[0], expected.test([k])[0])
 
 
-def test_png_grey_and_palette(png):
+def test_png_grey_and_palette_and_16_bits(png):
     folder = png / "test" / NAMES[3]
     grey = np.arange(1024, dtype=np.uint8).reshape(32, 32) // 2 * 2
     Image.fromarray(grey).save(folder / "a_grey.PNG", format="PNG")
     Image.fromarray(grey).convert("RGB").quantize(256).save(folder / "b_palette.png")
     Image.fromarray(grey).convert("RGBA").save(folder / "c_alpha.png")
+    Image.fromarray(grey.astype(np.uint16) * 256 + 200).save(folder / "d_sixteen_bits.png")
     images = load(png).test([3])[0]
-    assert (images[-3:] == torch.from_numpy(grey)).all()
+    assert (images[-4:] == torch.from_numpy(grey)).all()
 
 
 def test_png_of_another_size_or_kind(png):
     path = png / "train" / NAMES[2] / "0.png"
     Image.new("RGB", (32, 31)).save(path)
-    assert f"{path} has 32x31 pixels of mode RGB, needed is 32x32 RGB" in message(png)
-    Image.new("I;16", (32, 32)).save(path)
-    assert f"{path} has 32x32 pixels of mode I;16" in message(png)
+    assert f"{path} has 32x31 pixels, needed is 32x32" in message(png)
     Image.new("RGB", (32, 32)).save(path, format="JPEG")
-    assert f"{path} cannot be read as a PNG image" in message(png)
+    assert f"{path} cannot be read as an image" in message(png)
 
 
 @pytest.mark.parametrize("part", [0, 0.1, 0.5])
 def test_png_truncated(png, part):
     path = next((png / "test" / NAMES[99]).iterdir())
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
-    assert f"{path} cannot be read as a PNG image" in message(png)
+    assert f"{path} cannot be read as an image" in message(png)
 
 
 def test_png_classes_that_do_not_fit(png):

@@ -6,7 +6,6 @@ The files come from outside: nothing in them can run code, and whatever is wrong
 import hashlib
 import http.client
 import os
-import pickle
 import re
 import tarfile
 import tempfile
@@ -16,10 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from mnemonics.config import UsageError
+from mnemonics.config import UsageError, printable
+from mnemonics.data.folders import Split, inode_of, notice_of_links
+from mnemonics.data.images import ImageError, read_rgb
+from mnemonics.safe_pickle import Machine, PickledArray, PickleError
 
 NUM_CLASSES, SIZE = 100, 32
 OFFICIAL_COUNTS = (50_000, 10_000)
@@ -34,7 +35,7 @@ WHAT_WORKS = (
     f"what works is a folder that holds {ARCHIVE} ({URL}), the folder {FOLDER} unpacked from it, "
     f"or PNG files train/<class>/*.png and test/<class>/*.png of {NUM_CLASSES} classes"
 )
-PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # 16-bit grey is missing: PIL clips it to white
+LONGEST_NAME = 255  # characters, of a class; as file systems have it
 
 
 class Cifar100(NamedTuple):
@@ -64,11 +65,12 @@ def read_cifar100(data_dir: str) -> Cifar100:
     except (DataError, OSError) as error:
         line = f"--data_dir {data_dir}: {error}; {WHAT_WORKS}"
         raise UsageError(" ".join(line.splitlines())) from error
-    counts = len(data.train[1]), len(data.test[1])
-    if counts == OFFICIAL_COUNTS:
-        return data
-    notice = "{} training and {} test images, not {} and {}".format(*counts, *OFFICIAL_COUNTS)
-    return data._replace(notices=(*data.notices, f"CIFAR-100 in {data_dir}: {notice}"))
+    counts, notices = (len(data.train[1]), len(data.test[1])), data.notices
+    if counts != OFFICIAL_COUNTS:
+        found = "{} training and {} test images, not {} and {}".format(*counts, *OFFICIAL_COUNTS)
+        notices = (*notices, f"CIFAR-100 in {data_dir}: {found}")
+    class_names = tuple(map(printable, data.class_names))
+    return data._replace(class_names=class_names, notices=tuple(map(printable, notices)))
 
 
 def read_any(root: Path) -> Cifar100:
@@ -135,7 +137,7 @@ def read_python_folder(folder: Path, shown: str) -> Cifar100:
     names = meta.get("fine_label_names")
     if (
         not isinstance(names, list)
-        or not all(isinstance(name, str) for name in names)
+        or not all(isinstance(name, str) and len(name) <= LONGEST_NAME for name in names)
         or not len(names) == len(set(names)) == NUM_CLASSES
     ):
         raise DataError(f"{shown}/meta: fine_label_names is not a list of {NUM_CLASSES} different names")
@@ -165,77 +167,19 @@ def read_python_split(path: Path, shown: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images), torch.tensor(labels, dtype=torch.int64)
 
 
-# A pickled array asks for a handful of names in numpy. They get stand-ins that do just what a plain array needs, on any
-# version of numpy: the real ones would let a crafted file build arrays of object pointers over bytes of its choice.
-
-
-class PickledDtype:
-    """Stand-in for numpy.dtype."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        self.dtype = np.dtype(code)
-        if self.dtype.kind not in "biuf":
-            raise pickle.UnpicklingError(f"refused: an array of type {self.dtype}")
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class PickledArray:
-    """Stand-in for an array: empty until the unpickler hands it its content."""
-
-    def __init__(self, *_: object) -> None:
-        self.array = np.empty(0, np.uint8)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, is_fortran, content = state
-        content = content.encode("latin1") if isinstance(content, str) else content  # str where Python 2 wrote it
-        self.array = np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if is_fortran else "C")
-
-    @classmethod
-    def from_buffer(cls, content: bytes, dtype: PickledDtype, shape: tuple[int, ...], order: str) -> "PickledArray":
-        pickled = cls()
-        pickled.__setstate__((1, shape, dtype, order == "F", content))
-        return pickled
-
-
-def latin1_bytes(text: str, *_: object) -> bytes:
-    return text.encode("latin1")
-
-
-ALLOWED: dict[str, Any] = {
-    "numpy.ndarray": None,  # only ever handed to _reconstruct, whose stand-in ignores it
-    "numpy.dtype": PickledDtype,
-    "_codecs.encode": latin1_bytes,
-    "numpy.core.multiarray._reconstruct": PickledArray,  # numpy 1
-    "numpy._core.multiarray._reconstruct": PickledArray,  # numpy 2
-    "numpy.core.numeric._frombuffer": PickledArray.from_buffer,
-    "numpy._core.numeric._frombuffer": PickledArray.from_buffer,
-}
-
-
-class RestrictedUnpickler(pickle.Unpickler):
-    """Builds numbers, strings, lists, dictionaries and plain numpy arrays; refuses every other name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in ALLOWED:
-            raise pickle.UnpicklingError(f"refused: it asks for {module}.{name}, which could run code")
-        return ALLOWED[f"{module}.{name}"]
-
-
 def md5_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def read_pickle(path: Path, shown: str) -> dict[Any, Any]:
-    """Unpickle a dictionary from a file that nobody vouches for. Raises DataError."""
+    """Unpickle a dictionary from a file that nobody vouches for. Raises DataError and OSError."""
     try:
         with path.open("rb") as file:
-            content = RestrictedUnpickler(file, encoding="latin1").load()
-    except Exception as error:  # damaged pickles raise nearly anything, from EOFError to MemoryError
-        raise DataError(f"{shown} is damaged or not a file of CIFAR-100 ({reason(error)})") from error
-    if not isinstance(content, dict):
+            content = Machine().run(file)
+    except PickleError as error:
+        raise DataError(f"{shown} is damaged or not a file of CIFAR-100 ({error})") from error
+    if type(content) is not dict:
         raise DataError(f"{shown} holds no dictionary")
     return {key: value.array if isinstance(value, PickledArray) else value for key, value in content.items()}
 
@@ -252,38 +196,52 @@ def read_png_folders(root: Path) -> Cifar100:
     odd = sorted(set(names["train"]) ^ set(names["test"]))
     if odd:
         raise DataError(f"{root}: class folder {odd[0]} is in only one of train and test")
-    train, test = (read_png_split(root / split, names[split]) for split in ("train", "test"))
-    return Cifar100(tuple(names["train"]), train, test, ())
+    files = [list_png_split(root, split, names["train"]) for split in ("train", "test")]
+    splits = [(read_pngs(root, split.names), split.class_ids) for split in files]
+    return Cifar100(tuple(names["train"]), *splits, tuple(notice_of_links(root, *files)))
 
 
-def read_png_split(folder: Path, class_names: list[str]) -> tuple[Tensor, Tensor]:
-    """Decode all images class by class, 2.png before 10.png: (uint8 [n, 3, 32, 32], int64 [n])."""
-    images, class_ids = [], []
-    for class_id, name in enumerate(class_names):
-        files = [p for p in (folder / name).iterdir() if p.suffix.lower() == ".png" and not p.name.startswith(".")]
-        if not files:
-            raise DataError(f"{folder / name} has no PNG file")
-        images += [read_png(path) for path in sorted(files, key=natural_key)]
-        class_ids += [class_id] * len(files)
-    pixels = torch.from_numpy(np.stack(images))  # [n, 32, 32, 3]
-    return pixels.permute(0, 3, 1, 2).contiguous(), torch.tensor(class_ids, dtype=torch.int64)
+def list_png_split(root: Path, split: str, class_names: list[str]) -> Split:
+    """The files of train/ or test/ class by class, 2.png before 10.png. Raises DataError and OSError."""
+    names, inodes, counts = [], [], []
+    for name in class_names:
+        with os.scandir(root / split / name) as entries:
+            found = [(entry.name, inode_of(entry)) for entry in entries if is_png(entry.name)]
+        if not found:
+            raise DataError(f"{root / split / name} has no PNG file")
+        found.sort(key=natural_key)
+        names += [os.fsencode(os.path.join(split, name, file)) for file, _ in found]
+        inodes += [inode for _, inode in found]
+        counts.append(len(found))
+    class_ids = torch.arange(len(class_names)).repeat_interleave(torch.tensor(counts))
+    return Split(np.array(names), class_ids, np.array(inodes, np.uint64), 0, ())
 
 
-def natural_key(path: Path) -> tuple[list[str | int], str]:
-    parts = re.split(r"(\d+)", path.name)  # text and digits take turns
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
+def is_png(name: str) -> bool:
+    return name.lower().endswith(".png") and not name.startswith(".")
+
+
+def natural_key(found: tuple[str, int]) -> tuple[list[str | int], str]:
+    name, _ = found
+    parts = re.split(r"(\d+)", name)  # text and digits take turns
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def read_pngs(root: Path, names: np.ndarray) -> Tensor:
+    """Decode the files: uint8 [n, 3, 32, 32]."""
+    pixels = torch.from_numpy(np.stack([read_png(root / os.fsdecode(name)) for name in names]))  # [n, 32, 32, 3]
+    return pixels.permute(0, 3, 1, 2).contiguous()
 
 
 def read_png(path: Path) -> np.ndarray:
     """Decode one file to uint8 [32, 32, 3]. Raises DataError."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            size, mode = image.size, image.mode
-            if size == (SIZE, SIZE) and mode in PNG_MODES:
-                return np.asarray(image.convert("RGB"))
-    except Exception as error:  # damaged images raise anything from OSError to SyntaxError
-        raise DataError(f"{path} cannot be read as a PNG image ({reason(error)})") from error
-    raise DataError(f"{path} has {size[0]}x{size[1]} pixels of mode {mode}, needed is {SIZE}x{SIZE} RGB")
+        image = read_rgb(path, ("PNG",))
+    except ImageError as error:
+        raise DataError(str(error)) from error
+    if image.size != (SIZE, SIZE):
+        raise DataError(f"{path} has {image.width}x{image.height} pixels, needed is {SIZE}x{SIZE}")
+    return np.asarray(image)
 
 
 def reason(error: BaseException) -> str:

@@ -7,19 +7,25 @@ neither the number of workers nor their speed changes a result.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mnemonics.config import LARGEST_SMALL_IMAGE, UsageError
+from mnemonics.data.images import ImageError, check_strip, read_rgb
 
 LOADING_BATCH = 16  # images that a worker decodes at a time where all of them go into one tensor
+LOST_WORKER = ("DataLoader worker (pid", "Too many open files", "can't start new thread")  # PyTorch's words
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: comparing arrays gives no single truth value
@@ -94,13 +100,20 @@ class FileImages:
 
     def fingerprint(self) -> bytes:
         """SHA-256 of what is in them, as far as it can be told without reading: names and sizes of the files, and the
-        pixels of exemplars."""
+        pixels of exemplars. Raises UsageError for a file that is not there any more."""
         digest = hashlib.sha256(self.stored.numpy().tobytes())
         for row in self.rows.tolist():
             name = self.names[row] if row < len(self.names) else b""
-            size = (self.root / os.fsdecode(name)).stat().st_size if name else row - len(self.names)
+            size = size_in_bytes(self.root / os.fsdecode(name)) if name else row - len(self.names)
             digest.update(name + b"\0" + str(size).encode() + b"\n")
         return digest.digest()
+
+
+def size_in_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise UsageError(f"--data_dir: {path} cannot be read ({error.strerror})") from None
 
 
 class Decoder(Dataset):
@@ -115,7 +128,7 @@ class Decoder(Dataset):
             rows = self.images.rows[index].tolist()
             shown = map(self.plain, rows) if seeds is None else map(self.cut, rows, seeds.tolist())
             return torch.stack(list(shown)) if len(index) else self.images.stored[:0]
-        except OSError as error:  # a string, because an exception would arrive with the worker's traceback in it
+        except ImageError as error:  # a string, because an exception would arrive with the worker's traceback in it
             return str(error)
 
     @cached_property
@@ -125,13 +138,18 @@ class Decoder(Dataset):
         from torchvision.transforms import v2
 
         size = self.images.size
-        large = size > LARGEST_SMALL_IMAGE
-        plain = v2.Compose([v2.Resize(round(size * 8 / 7) if large else size), v2.CenterCrop(size)])
-        if large:
+        plain = v2.Compose([v2.Resize(self.short_side), v2.CenterCrop(size)])
+        if size > LARGEST_SMALL_IMAGE:
             cut = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
         else:
             cut = v2.Compose([plain, v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()])
         return plain, cut
+
+    @property
+    def short_side(self) -> int:
+        """Of an image whose centre is cut out, in pixels."""
+        size = self.images.size
+        return round(size * 8 / 7) if size > LARGEST_SMALL_IMAGE else size
 
     def plain(self, row: int) -> Tensor:
         """uint8 [3, size, size]."""
@@ -149,28 +167,64 @@ class Decoder(Dataset):
             torch.manual_seed(seed)
             return pixels(cut(image))
 
-    def opened(self, row: int):
-        """The image of a file, RGB. Raises OSError, naming the file."""
-        from torchvision.datasets.folder import pil_loader
-
+    def opened(self, row: int) -> Image.Image:
+        """The image of a file, RGB. Raises ImageError, naming the file."""
         path = self.images.root / os.fsdecode(self.images.names[row])
-        try:
-            return pil_loader(str(path))
-        except Exception as error:  # what Pillow's decoders raise for damaged files is no closed list
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise OSError(f"{path} cannot be read as an image ({reason})") from error
+        image = read_rgb(path)
+        check_strip(image, self.short_side, path)
+        return image
 
 
-def pixels(image) -> Tensor:
+def pixels(image: Image.Image | Tensor) -> Tensor:
     """uint8 [3, h, w] of a PIL image; a tensor stays as it is."""
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     return image if isinstance(image, Tensor) else pil_to_tensor(image)
 
 
-def decoded(batches: Iterable[Tensor | str]) -> Iterator[Tensor]:
-    """The batches of a loader. Raises UsageError where one holds an image that cannot be read."""
-    for batch in batches:
-        if isinstance(batch, str):
-            raise UsageError(f"--data_dir: {batch}; mend or remove this file")
-        yield batch
+def decoded(batches: DataLoader) -> Iterator[Tensor]:
+    """The batches of a loader. Raises UsageError where one holds an image that cannot be read, and where a worker
+    process is lost: that happens again to whoever starts the same command again."""
+    try:
+        iterator = iter(batches)
+        tell_of_lost_workers(batches.num_workers)
+        for batch in iterator:
+            if isinstance(batch, str):
+                raise UsageError(f"--data_dir: {batch}; mend or remove this file")
+            yield batch
+    except (RuntimeError, OSError) as error:
+        raise lost_worker(error, batches.num_workers) from None
+
+
+def tell_of_lost_workers(workers: int) -> None:
+    """PyTorch learns of a worker's death by a signal and raises RuntimeError wherever the main process is at that
+    moment, in the midst of a training step too. From now on it is a UsageError."""
+    theirs = signal.getsignal(signal.SIGCHLD)
+    if workers and not isinstance(theirs, LostWorkerHandler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, LostWorkerHandler(theirs, workers))
+
+
+@dataclass(frozen=True)
+class LostWorkerHandler:
+    """PyTorch's handler of the signal that a child process has ended, with other words."""
+
+    theirs: Callable[[int, FrameType | None], None]
+    workers: int
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self.theirs(number, frame)
+        except RuntimeError as error:
+            raise lost_worker(error, self.workers) from None
+
+
+def lost_worker(error: Exception, workers: int) -> Exception:
+    """What to raise for an error of a loader: a UsageError where a worker process was killed, could not be started or
+    cannot be talked to, and the error itself where it is anything else."""
+    reason = " ".join(str(error).split())
+    if not isinstance(error, OSError) and not reason.startswith(LOST_WORKER):
+        return error
+    return UsageError(
+        f"--num_workers {workers}: a process that decodes images was lost ({reason}); most often memory is short: "
+        "fewer of them need less, --num_workers 0 none"
+    )

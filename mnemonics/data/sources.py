@@ -1,5 +1,6 @@
 """The data sets, handed out class by class: all images in memory as uint8, or in files."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 from mnemonics.config import ExperimentConfig, UsageError
 from mnemonics.data.cifar100 import read_cifar100
 from mnemonics.data.files import FileImages
-from mnemonics.data.folders import read_folders
+from mnemonics.data.folders import read_folders, told
 
 DIGITS_SPLIT_SEED = 0
 DIGITS_MEAN, DIGITS_STD = 0.3054, 0.3760  # of all pixels of the training split
@@ -130,10 +131,12 @@ def load_digits(config: ExperimentConfig) -> ImageSource:
 
 def load_folders(config: ExperimentConfig) -> ImageSource:
     """ImageNet, 100 classes of it, or any other folder of image files, in `config.data_dir`."""
-    root = Path(config.data_dir).expanduser()
+    root = Path(os.path.expanduser(config.data_dir))
     flag = f"--data_dir {config.data_dir}"
     below, classes = IMAGENET_FOLDERS.get(config.dataset, ((), None))
-    root = next((folder for folder in (root, *(root / name for name in below)) if (folder / "train").is_dir()), root)
+    with told(flag):
+        places = root, *(root / name for name in below)
+        root = next((folder for folder in places if (folder / "train").is_dir()), root)
     data = read_folders(root, flag, config.image_size or (None if classes is None else 224), config.num_workers)
     if classes not in (None, len(data.class_names)):
         raise UsageError(
