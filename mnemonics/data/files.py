@@ -199,8 +199,9 @@ def decoded(batches: DataLoader) -> Iterator[Tensor]:
 def tell_of_lost_workers(workers: int) -> None:
     """PyTorch learns of a worker's death by a signal and raises RuntimeError wherever the main process is at that
     moment, in the midst of a training step too. From now on it is a UsageError."""
-    theirs = signal.getsignal(signal.SIGCHLD)
-    if workers and not isinstance(theirs, LostWorkerHandler) and threading.current_thread() is threading.main_thread():
+    if workers and threading.current_thread() is threading.main_thread():
+        theirs = signal.getsignal(signal.SIGCHLD)
+        theirs = theirs.theirs if isinstance(theirs, LostWorkerHandler) else theirs
         signal.signal(signal.SIGCHLD, LostWorkerHandler(theirs, workers))
 
 
