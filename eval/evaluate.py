@@ -22,11 +22,11 @@ from torch import Tensor
 
 from eval.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_target
 from eval.checkpoints import PHASE_FILE, Loaded, Target, own_target, protocol_of
-from eval.output import check_out, confusion_matrix, contradictions, phase_line, summary_of, without_exemplars, write
+from eval.output import check_out, contradictions, phase_line, summary_of, without_exemplars, write
 from mnemonics.config import UsageError, check_setting
 from mnemonics.data.batches import Preprocessing
 from mnemonics.data.sources import load_source
-from mnemonics.evaluation import accuracies, class_means, predict
+from mnemonics.evaluation import accuracies, class_means, confusion_matrix, predict
 from mnemonics.models.layers import ScaledConv2d
 from mnemonics.protocol import Phase, class_order
 from mnemonics.runtime import environment, pick_device, prepare

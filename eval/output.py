@@ -4,59 +4,24 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from mnemonics.checkpoint import atomic_write, write_json
 from mnemonics.config import UsageError
 from mnemonics.evaluation import summary
-from mnemonics.report import AVERAGE, DPI, FORGETTING, percent, save_png
+from mnemonics.figures import DPI, draw_confusion, save_figure
 from mnemonics.tables import markdown
-
-NAMES = {
-    "cnn": "CNN = the class with the largest output of the network",
-    "nme": "NME = nearest mean of exemplars: the class whose mean exemplar feature is nearest to the image's (cosine)",
-    "ncm": "NCM = nearest class mean: the same with means over all training images, which a learner would no longer "
-    "have; an upper bound",
-}
-
-
-def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """int64 [num_classes, num_classes]: how many images of the row's label were predicted as the column's.
-
-    Args:
-        predicted, labels: int64 [n], positions in the class order below `num_classes`.
-    """
-    pairs = torch.bincount((labels * num_classes + predicted).cpu(), minlength=num_classes**2)
-    return pairs.view(num_classes, num_classes)
+from mnemonics.text_tables import AVERAGE, CLASSIFIERS, FORGETTING, SUMMARY, percent
 
 
 def plot_confusion(counts: Tensor, starts: list[int], names: list[str], title: str, path: Path) -> None:
-    """Write a PNG of a confusion matrix: the share of each row, in percent.
-
-    Args:
-        counts: int64 [n, n], rows true labels, columns predictions, both in class order.
-        starts: first label of each phase; lines are drawn there.
-        names: names of the labels, shown where there are few.
-    """
-    share = 100 * counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
+    """Write a PNG of a confusion matrix; see `draw_confusion`."""
     figure = Figure(figsize=(7.6, 6.6), dpi=DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    image = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
-    for start in starts[1:]:
-        axes.axhline(start - 0.5, color="0.6", linewidth=0.6)
-        axes.axvline(start - 0.5, color="0.6", linewidth=0.6)
-    if len(names) <= 20:
-        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
-        axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set(xlabel="predicted class, in class order", ylabel="true class, in class order")
+    image = draw_confusion(figure.add_subplot(), counts.numpy(), starts, names)
     figure.suptitle(title, fontsize=10, parse_math=False)
     figure.colorbar(image, label="share of the class's test images (%)")
-    canvas.draw()
-    save_png(figure, path)
+    save_figure(figure, path)
 
 
 def phase_line(result: dict[str, Any]) -> str:
@@ -119,7 +84,7 @@ def to_markdown(result: dict[str, Any]) -> str:
         *markdown([header, *rows]),
         "",
         *(summary_lines(result, shown) if len(phases) > 1 else ()),
-        *(f"* {NAMES[k]}" for k in classifiers),
+        *(f"* {CLASSIFIERS[k]}" for k in classifiers),
         "* all on test images, all classes seen so far to choose from; phase-0 classes: only their test images",
         *(f"* {notice}" for notice in result["notices"]),
         "",
@@ -130,9 +95,7 @@ def to_markdown(result: dict[str, Any]) -> str:
 
 def summary_lines(result: dict[str, Any], shown: dict[str, str]) -> list[str]:
     """The table over all phases, and its definitions."""
-    titles = ("average accuracy %", "last accuracy %", "forgetting, points")
-    values = [result["summary"][key] for key in ("average_accuracy", "last_accuracy", "forgetting")]
-    rows = [[title, *(percent(v.get(k)) for k in shown)] for title, v in zip(titles, values, strict=True)]
+    rows = [[title, *(percent(result["summary"][key].get(k)) for k in shown)] for key, title in SUMMARY.items()]
     evaluated, missing = len(result["phases"]), len(result["missing_phases"])
     count = f"{evaluated} of all {evaluated + missing}" if missing else f"all {evaluated}"
     return [*markdown([["", *shown.values()], *rows]), "", f"* {AVERAGE.format(phases=count)}", f"* {FORGETTING}"]

@@ -96,6 +96,16 @@ def accuracies(predictions: dict[str, Tensor], labels: Tensor, phase_of_label: T
     }
 
 
+def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """int64 [num_classes, num_classes]: how many images of the row's label were predicted as the column's.
+
+    Args:
+        predicted, labels: int64 [n], positions in the class order below `num_classes`.
+    """
+    pairs = torch.bincount((labels * num_classes + predicted).cpu(), minlength=num_classes**2)
+    return pairs.view(num_classes, num_classes)
+
+
 def summary(phases: list[dict]) -> dict[str, Accuracies]:
     """Over the phases of results.json so far, for each classifier (after fine-tuning):
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mnemonics.config import BOUNDS, FIELDS, ExperimentConfig
 from mnemonics.presets import resolved
-from mnemonics.report import Results
+from mnemonics.text_tables import Results
 
 TABLES = {
     "table1": "table1",

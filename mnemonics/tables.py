@@ -14,7 +14,7 @@ from typing import Any
 
 from mnemonics.config import BOUNDS
 from mnemonics.paper import DATASETS, ORDER, adjusted, differences, images_per_class, paper_number, place, settings
-from mnemonics.report import AVERAGE, FORGETTING, Results, percent
+from mnemonics.text_tables import AVERAGE, FORGETTING, Results, percent
 
 Row = dict[str, Any]  # one line of the CSV file
 COLUMNS = (

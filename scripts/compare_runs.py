@@ -12,7 +12,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
 
-from mnemonics.report import comparison_table, plot_accuracy, results_table
+from mnemonics.figures import plot_accuracy
+from mnemonics.text_tables import comparison_table, results_table
 
 
 def load_results(run_dir: Path) -> dict[str, Any]:

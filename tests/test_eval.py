@@ -24,10 +24,10 @@ from test_legacy import authors_modules, make, save, stand_ins
 
 from eval import convert_legacy, download_checkpoints, evaluate, fetch
 from eval.authors import settings_in_name
-from eval.output import confusion_matrix
 from mnemonics import checkpoint, experiment
 from mnemonics.config import ExperimentConfig, parse_args
 from mnemonics.data.sources import load_source
+from mnemonics.evaluation import confusion_matrix
 from mnemonics.protocol import class_order
 
 ROOT = Path(__file__).resolve().parents[1]
