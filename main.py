@@ -19,8 +19,8 @@ from mnemonics.config import UsageError, parse_args, repetitions
 from mnemonics.experiment import run
 from mnemonics.failures import RunError
 from mnemonics.interruption import Interrupted
-from mnemonics.report import results_table
 from mnemonics.tables import over_seeds
+from mnemonics.text_tables import results_table
 
 
 def main() -> int:

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mnemonics import report
 from mnemonics.baselines import BASELINES
 from mnemonics.baselines.base import Baseline
 from mnemonics.config import ExperimentConfig
 from mnemonics.data.batches import LabelledImages
 from mnemonics.distributed import from_main, is_main, same_everywhere
 from mnemonics.evaluation import accuracies, class_means, features_of, predict
+from mnemonics.exemplar_grid import plot_exemplars
 from mnemonics.exemplars.base_level import BilevelSettings
 from mnemonics.exemplars.bilevel import adjust_old_exemplars, optimise_new_exemplars
 from mnemonics.exemplars.memory import exemplars_per_class
@@ -295,4 +295,4 @@ def draw_exemplars(experiment: Experiment, phase: Phase, start: LabelledImages, 
     """Write exemplars_phase_<i>.png."""
     names = [experiment.source.class_names[c] for c in experiment.protocol.order]
     path = experiment.folder / f"exemplars_phase_{phase.index}.png"
-    report.plot_exemplars(start.images.cpu(), new.images.cpu(), new.labels.cpu(), names, path)
+    plot_exemplars(start.images.cpu(), new.images.cpu(), new.labels.cpu(), names, path)

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mnemonics import checkpoint, report
+from mnemonics import checkpoint
 from mnemonics.baselines import BASELINES
 from mnemonics.config import ExperimentConfig, UsageError, result_settings
 from mnemonics.data.batches import LabelledImages
 from mnemonics.distributed import from_main, is_main
 from mnemonics.evaluation import summary
 from mnemonics.exemplars.memory import ExemplarMemory
+from mnemonics.figures import plot_accuracy
 from mnemonics.models import make_network, restore_network
 from mnemonics.progress import Partial
 from mnemonics.protocol import Phase
@@ -225,5 +226,5 @@ def write_results(experiment: Experiment, state: State) -> dict:
         "summary": summary(state.phases),
     }
     checkpoint.write_json(experiment.folder / "results.json", results)
-    report.plot_accuracy([(experiment.folder.name, results)], experiment.folder / "accuracy.png")
+    plot_accuracy([(experiment.folder.name, results)], experiment.folder / "accuracy.png")
     return results
