@@ -1,15 +1,18 @@
 """What in the paper stands beside a run, and in which settings the run differs from the paper's.
 
-Pure functions of the "config" of results.json and of `paper`, the content of results/paper_results.json.
+Functions of the "config" of results.json and of `paper`, the content of results/paper_results.json.
 """
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 from mnemonics.config import BOUNDS, FIELDS, ExperimentConfig
 from mnemonics.presets import resolved
 from mnemonics.text_tables import Results
 
+PAPER_FILE = Path(__file__).resolve().parents[1] / "results" / "paper_results.json"
 TABLES = {
     "table1": "table1",
     "table2": "table2_lucir_with_weight_transfer",
@@ -27,6 +30,11 @@ ORDER = [  # of the rows in the tables of the paper
     *(("table2", f"{name}{how}") for name in ("random", "herding", "mnemonics") for how in (" w/o adjusting", "")),
     *(("figure4", name) for name in ("joint", "lwf", "icarl", "bic", "lucir", "lucir+mnemonics")),
 ]
+
+
+def load_paper() -> dict[str, Any]:
+    """The paper's numbers."""
+    return json.loads(PAPER_FILE.read_text(encoding="utf-8"))
 
 
 # which settings count, and the paper's
@@ -89,6 +97,15 @@ def paper_settings(config: dict[str, Any]) -> dict[str, Any]:
         mnemonics_preset="paper",
     )
     return dataclasses.asdict(resolved(user))
+
+
+def same_protocol(results: Results) -> bool:
+    """Whether classes, their order, phases and exemplar budget are the paper's: only then its numbers stand beside
+    those of the run, whatever else differs."""
+    mine, theirs = settings(results["config"]), paper_settings(results["config"])
+    names = ("nb_cl_fg", "nb_protos", "total_memory", "max_images_per_class")
+    order = results["config"]["order_seed"] == FIELDS["order_seed"].default
+    return order and all(mine[name] == theirs[name] for name in names if name in mine)
 
 
 def differences(results: Results) -> list[str]:

@@ -4,46 +4,20 @@ python scripts/compare_runs.py runs/a runs/b [--out accuracy_comparison.png]
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
 
 from mnemonics.figures import plot_accuracy
-from mnemonics.text_tables import comparison_table, results_table
-
-
-def load_results(run_dir: Path) -> dict[str, Any]:
-    """The content of `run_dir`/results.json. Raises ValueError (one line naming the path) where unusable."""
-    path = run_dir / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give the folder of a run") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    try:
-        if not results["phases"]:
-            raise ValueError(f"{path}: no phase is finished yet")
-        results_table(results), comparison_table([(run_dir.name, results)])  # they read all that is needed later
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
-    return results
-
-
-def run_names(run_dirs: Sequence[Path]) -> list[str]:
-    """The name of each folder, or the paths as given where two folders have the same name."""
-    names = [run_dir.resolve().name for run_dir in run_dirs]
-    return names if len(set(names)) == len(names) else [str(run_dir) for run_dir in run_dirs]
+from mnemonics.runs import exemplar_pictures, load_results, run_names
+from mnemonics.text_tables import comparison_table
 
 
 def pictures(run_dir: Path) -> list[Path]:
     """The pictures that a run wrote, those of the exemplars in the order of their phases."""
-    grids = sorted(run_dir.glob("exemplars_phase_*.png"), key=lambda path: (len(path.name), path.name))
-    return grids + [path for path in [run_dir / "accuracy.png"] if path.is_file()]
+    return [*exemplar_pictures(run_dir).values(), *(path for path in [run_dir / "accuracy.png"] if path.is_file())]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

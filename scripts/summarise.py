@@ -8,7 +8,6 @@ Exit status: 0 done, 2 a run or the command line must be changed.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,48 +16,18 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
 
 from mnemonics.checkpoint import atomic_write
-from mnemonics.paper import TABLES
+from mnemonics.paper import TABLES, load_paper
+from mnemonics.runs import read_results, reading, results_files
 from mnemonics.tables import curve_rows, finished, tabulate
-
-PAPER = Path(__file__).resolve().parent.parent / "results" / "paper_results.json"
-KEYS = {"config", "headline", "phases", "summary"}  # of what looks like results
 
 
 def load(path: Path, paper: dict[str, Any]) -> dict[str, Any]:
     """The results of a run. Raises ValueError (one line naming the path) where unusable."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give a run folder or its results.json") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    try:
+    results = read_results(path)
+    with reading(path):
         if finished(results):
             tabulate([("", results)], paper, "all"), curve_rows([results], paper)  # they read all that is needed later
-    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
     return results
-
-
-def looks_like_results(path: Path) -> bool:
-    """Whether this is a results.json, or a JSON file of another name with the content of one."""
-    if path.name == "results.json":
-        return True
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.keys() >= KEYS
-
-
-def results_files(run: Path) -> list[Path]:
-    """The file itself, or all results in a folder and the folders in it. Raises ValueError if there are none."""
-    if not run.is_dir():
-        return [run]
-    found = [path for path in sorted(run.rglob("*.json")) if looks_like_results(path)]
-    if not found:
-        raise ValueError(f"{run}: holds no results of a run (results.json, or a *.json file like it)")
-    return found
 
 
 def write(prefix: str, texts: dict[str, str]) -> None:
@@ -87,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="PREFIX", help="also write PREFIX.md and PREFIX.csv")
     options = parser.parse_args(arguments)
     try:
-        paper = json.loads(PAPER.read_text(encoding="utf-8"))
+        paper = load_paper()
         paths = {path.resolve(): path for run in options.runs for path in results_files(run)}  # each file once
         text, table = tabulate([(str(path), load(path, paper)) for path in paths.values()], paper, options.table)
         if options.out:
