@@ -24,7 +24,7 @@ from mnemonics.text_tables import Results, classifiers, percent
 DPI = 100
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#882255", "#999933")  # told apart by all
 MARKERS = "osD^v"
-INK, MUTED, LINE = "#1b1f24", "#7d8590", "#d0d7de"  # text; what is there for comparison; grid
+INK, GREY, LINE = "#1b1f24", "#9aa1a9", "#d0d7de"  # text; what is there for comparison; grid
 SHARES = LinearSegmentedColormap.from_list("shares", [(*to_rgb(COLOURS[0]), 0.0), (*to_rgb(COLOURS[0]), 1.0)])
 STAGES = ("train", "exemplars", "finetune", "evaluate")  # of a phase, in the order of "seconds" in results.json
 METRICS = {  # key of a phase -> (key of the summary, its words in a legend, label of the axis)

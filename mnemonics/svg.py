@@ -8,9 +8,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mnemonics.figures import COLOURS, INK, LINE, MUTED
+from mnemonics.figures import COLOURS, GREY, INK, LINE
 
-THEME = {INK: "ink", MUTED: "muted", LINE: "line"} | {colour: f"c{i}" for i, colour in enumerate(COLOURS)}
+THEME = {INK: "ink", GREY: "grey", LINE: "line"} | {colour: f"c{i}" for i, colour in enumerate(COLOURS)}
 
 
 def small_figure(height: float = 3.1) -> tuple[Figure, Axes]:
@@ -23,7 +23,7 @@ def small_figure(height: float = 3.1) -> tuple[Figure, Axes]:
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set(size=9, color=INK)
     for side in ("left", "bottom"):
-        axes.spines[side].set_color(MUTED)
+        axes.spines[side].set_color(GREY)
     return figure, axes
 
 
