@@ -11,7 +11,7 @@ from mnemonics.baselines.base import Baseline
 from mnemonics.config import ExperimentConfig
 from mnemonics.data.batches import LabelledImages
 from mnemonics.distributed import from_main, is_main, same_everywhere
-from mnemonics.evaluation import accuracies, class_means, features_of, predict
+from mnemonics.evaluation import accuracies, class_means, confusion_matrix, features_of, predict
 from mnemonics.exemplar_grid import plot_exemplars
 from mnemonics.exemplars.base_level import BilevelSettings
 from mnemonics.exemplars.bilevel import adjust_old_exemplars, optimise_new_exemplars
@@ -22,8 +22,9 @@ from mnemonics.interruption import Signals
 from mnemonics.phase0 import trained_or_taken
 from mnemonics.progress import Partial, Progress
 from mnemonics.protocol import Phase
-from mnemonics.runfolder import contents, in_hand, open_run, save_partial, save_phase, write_results
+from mnemonics.runfolder import contents, finished_results, in_hand, open_run, save_partial, save_phase
 from mnemonics.runlog import RunLog
+from mnemonics.runs import Confusion, write_confusion
 from mnemonics.runtime import peak_memory_bytes, seed_of
 from mnemonics.setup import Experiment, State, announcement, set_up
 from mnemonics.training import finetune_on_exemplars, train_phase
@@ -53,7 +54,7 @@ def run(user: ExperimentConfig) -> tuple[dict, Path]:
                     log.line(phase_line(state.phases[-1]))
                     partial = None
                     signals.check()
-            return from_main(lambda: write_results(experiment, state)), experiment.folder
+            return from_main(lambda: finished_results(experiment, state)), experiment.folder
 
 
 def progress_of(
@@ -99,6 +100,7 @@ def run_phase(
     state.phases.append(phase_result(phase, state, before, after, facts, progress.seconds, experiment.device))
     if is_main():
         draw_exemplars(experiment, phase, start, new)
+        keep_confusion(experiment, phase, after["confusion"])
     for name, percent in after["accuracy"].items():
         log.scalar(f"accuracy/{name}", percent, phase.index)
 
@@ -238,7 +240,8 @@ def select_exemplars(
 
 
 def evaluate(experiment: Experiment, phase: Phase, state: State) -> dict[str, dict]:
-    """CNN, NME and, with --ncm, NCM accuracies on the test images of all classes seen; see `accuracies`."""
+    """CNN, NME and, with --ncm, NCM accuracies on the test images of all classes seen; see `accuracies`. And
+    "confusion": the confusion matrix of the headline classifier."""
     config, prep, batch_size = experiment.config, experiment.prep, experiment.config.eval_batch_size
     means = {"nme": class_means(state.model, state.exemplars, phase.seen, prep, batch_size)}
     if config.ncm:
@@ -247,7 +250,9 @@ def evaluate(experiment: Experiment, phase: Phase, state: State) -> dict[str, di
     test = experiment.test_data(phase)
     predictions = predict(state.model, test.images, means, prep, batch_size)
     origin = torch.from_numpy(experiment.protocol.phase_of_label()).to(experiment.device)
-    return accuracies(predictions, test.labels, origin)
+    headline = predictions[BASELINES[config.baseline].headline]
+    confusion = confusion_matrix(headline, test.labels, phase.seen)
+    return accuracies(predictions, test.labels, origin) | {"confusion": confusion}
 
 
 def phase_result(
@@ -291,8 +296,18 @@ def phase_line(result: dict) -> str:
     )
 
 
+def names_of_labels(experiment: Experiment) -> list[str]:
+    """The names of all classes, in class order."""
+    return [experiment.source.class_names[c] for c in experiment.protocol.order]
+
+
 def draw_exemplars(experiment: Experiment, phase: Phase, start: LabelledImages, new: LabelledImages) -> None:
     """Write exemplars_phase_<i>.png."""
-    names = [experiment.source.class_names[c] for c in experiment.protocol.order]
-    path = experiment.folder / f"exemplars_phase_{phase.index}.png"
+    names, path = names_of_labels(experiment), experiment.folder / f"exemplars_phase_{phase.index}.png"
     plot_exemplars(start.images.cpu(), new.images.cpu(), new.labels.cpu(), names, path)
+
+
+def keep_confusion(experiment: Experiment, phase: Phase, counts: torch.Tensor) -> None:
+    """Write confusion.json."""
+    headline, names = BASELINES[experiment.config.baseline].headline, names_of_labels(experiment)[: phase.seen]
+    write_confusion(experiment.folder, Confusion(phase.index, headline, names, counts.numpy()))

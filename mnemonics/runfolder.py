@@ -22,6 +22,7 @@ from mnemonics.figures import plot_accuracy
 from mnemonics.models import make_network, restore_network
 from mnemonics.progress import Partial
 from mnemonics.protocol import Phase
+from mnemonics.report import write_report
 from mnemonics.runtime import environment, seed_of
 from mnemonics.setup import Experiment, State
 
@@ -33,6 +34,8 @@ WRITTEN = (
     "results.json",
     "exemplars_phase_*.png",
     "accuracy.png",
+    "confusion.json",
+    "report.html",
     "log.txt",
     "events.*",
 )
@@ -211,6 +214,14 @@ def save_phase(experiment: Experiment, phase: Phase, state: State) -> None:
     checkpoint.save(experiment.folder / f"phase_{phase.index}.pt", whole)
     checkpoint.save(experiment.folder / NEWEST, whole, keep=experiment.folder / PREVIOUS)
     write_results(experiment, state)
+
+
+def finished_results(experiment: Experiment, state: State) -> dict:
+    """What results.json holds after the last phase; written again, if that is not what it holds. And report.html is
+    written."""
+    results = write_results(experiment, state)
+    write_report([experiment.folder], experiment.folder / "report.html")
+    return results
 
 
 def write_results(experiment: Experiment, state: State) -> dict:

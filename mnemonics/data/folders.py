@@ -172,7 +172,9 @@ def notices_of(root: Path, train: Split, test: Split) -> list[str]:
     ignored, loops = train.ignored + test.ignored, train.loops + test.loops
     notices = [f"{ignored} files in {root} are no images by their names, or in no class: ignored"] if ignored else []
     if loops:
-        notices.append(f"{len(loops)} links in {root} lead to a folder that they are in, {loops[0]} for example: ignored")
+        notices.append(
+            f"{len(loops)} links in {root} lead to a folder that they are in, {loops[0]} for example: ignored"
+        )
     return notices + notice_of_links(root, train, test)
 
 
