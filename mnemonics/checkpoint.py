@@ -55,14 +55,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` unless the file holds it already."""
-    data = json_bytes(value)
+    """Write `value`, unless the file holds it already."""
+    write_if_new(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_if_new(path: Path, data: bytes) -> None:
+    """Write `data`, unless the file holds it already."""
     if not path.is_file() or path.read_bytes() != data:
         atomic_write(path, data)
-
-
-def json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:

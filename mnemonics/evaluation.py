@@ -1,12 +1,15 @@
 """Features, class means and every accuracy that results.json holds. Percent, two decimals."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from mnemonics.data.batches import LabelledImages, Preprocessing, plain_batches
 from mnemonics.data.files import FileImages
-from mnemonics.distributed import gathered, world
+from mnemonics.distributed import gathered, no_bar, world
 
 Accuracies = dict[str, float]
 
@@ -21,8 +24,9 @@ def features_of(
     """
     model.eval()
     batches = plain_batches(images, batch_size, prep.mean.device)
-    batches = (batch.flip(3) if mirrored else batch for batch in batches)
     size = batch_size * world()
+    batches = tqdm(batches, "features", math.ceil(len(images) / size), leave=False, delay=1, disable=no_bar())
+    batches = (batch.flip(3) if mirrored else batch for batch in batches)
     return torch.cat(
         [
             gathered(model.features(prep.plain(batch)), min(size, len(images) - number * size))

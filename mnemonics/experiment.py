@@ -24,7 +24,6 @@ from mnemonics.progress import Partial, Progress
 from mnemonics.protocol import Phase
 from mnemonics.runfolder import contents, finished_results, in_hand, open_run, save_partial, save_phase
 from mnemonics.runlog import RunLog
-from mnemonics.runs import Confusion, write_confusion
 from mnemonics.runtime import peak_memory_bytes, seed_of
 from mnemonics.setup import Experiment, State, announcement, set_up
 from mnemonics.training import finetune_on_exemplars, train_phase
@@ -97,10 +96,10 @@ def run_phase(
         facts |= {"exemplar_validation_loss": losses, "exemplar_change_grey_levels": mean_change(start, new)}
         for name, loss in losses.items():
             log.scalar(f"exemplars/validation_loss_{name}", loss, phase.index)
+    state.confusion = after["confusion"]
     state.phases.append(phase_result(phase, state, before, after, facts, progress.seconds, experiment.device))
     if is_main():
-        draw_exemplars(experiment, phase, start, new)
-        keep_confusion(experiment, phase, after["confusion"])
+        log.image("exemplars", draw_exemplars(experiment, phase, start, new), phase.index)
     for name, percent in after["accuracy"].items():
         log.scalar(f"accuracy/{name}", percent, phase.index)
 
@@ -296,18 +295,8 @@ def phase_line(result: dict) -> str:
     )
 
 
-def names_of_labels(experiment: Experiment) -> list[str]:
-    """The names of all classes, in class order."""
-    return [experiment.source.class_names[c] for c in experiment.protocol.order]
-
-
-def draw_exemplars(experiment: Experiment, phase: Phase, start: LabelledImages, new: LabelledImages) -> None:
-    """Write exemplars_phase_<i>.png."""
-    names, path = names_of_labels(experiment), experiment.folder / f"exemplars_phase_{phase.index}.png"
+def draw_exemplars(experiment: Experiment, phase: Phase, start: LabelledImages, new: LabelledImages) -> Path:
+    """Write exemplars_phase_<i>.png. Returns its path."""
+    names, path = experiment.names_of_labels, experiment.folder / f"exemplars_phase_{phase.index}.png"
     plot_exemplars(start.images.cpu(), new.images.cpu(), new.labels.cpu(), names, path)
-
-
-def keep_confusion(experiment: Experiment, phase: Phase, counts: torch.Tensor) -> None:
-    """Write confusion.json."""
-    headline, names = BASELINES[experiment.config.baseline].headline, names_of_labels(experiment)[: phase.seen]
-    write_confusion(experiment.folder, Confusion(phase.index, headline, names, counts.numpy()))
+    return path

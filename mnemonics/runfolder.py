@@ -23,10 +23,12 @@ from mnemonics.models import make_network, restore_network
 from mnemonics.progress import Partial
 from mnemonics.protocol import Phase
 from mnemonics.report import write_report
+from mnemonics.runs import Confusion, digest_of, write_confusion
 from mnemonics.runtime import environment, seed_of
 from mnemonics.setup import Experiment, State
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+KEPT = ("phases", "confusion", "settings", "environment")  # of `State`, as they are
 WRITTEN = (
     NEWEST,
     PREVIOUS,
@@ -96,7 +98,7 @@ def open_run(experiment: Experiment) -> Opened:
         stored = checkpoint.load(experiment.folder / name, device)
         model = restore_network(config.network, stored["model"], device)
         memories = [ExemplarMemory(LabelledImages(**stored[kind])) for kind in ("exemplars", "held_out")]
-        state = State(model, *memories, stored["phases"], stored["settings"], stored["environment"])
+        state = State(model, *memories, *(stored[name] for name in KEPT))
         return Opened(state, partial_for(device, stored["partial"]), notices)
     torch.manual_seed(seed_of(config.random_seed, 0, "weights"))
     model = make_network(config.network, len(experiment.protocol.phases[0].class_ids), device)
@@ -196,6 +198,7 @@ def contents(experiment: Experiment, state: State) -> dict[str, Any]:
         "exemplars": vars(state.memory.data),
         "held_out": vars(state.held_out.data),
         "phases": list(state.phases),
+        "confusion": state.confusion,
         "environment": state.environment,
         "partial": None,
     }
@@ -225,17 +228,21 @@ def finished_results(experiment: Experiment, state: State) -> dict:
 
 
 def write_results(experiment: Experiment, state: State) -> dict:
-    """Write results.json, unless it is there, and accuracy.png. Returns what results.json holds."""
-    protocol = experiment.protocol
+    """Write results.json and confusion.json, unless they are there, and accuracy.png. Returns what results.json
+    holds."""
+    protocol, headline = experiment.protocol, BASELINES[experiment.config.baseline].headline
     results = {
         "config": state.settings,
         "environment": state.environment,
         "class_order": list(protocol.order),
         "class_order_sha256": protocol.order_sha256,
-        "headline": BASELINES[experiment.config.baseline].headline,
+        "headline": headline,
         "phases": state.phases,
         "summary": summary(state.phases),
     }
+    results["sha256"] = digest_of(results)
     checkpoint.write_json(experiment.folder / "results.json", results)
+    names = experiment.names_of_labels[: len(state.confusion)]
+    write_confusion(experiment.folder, Confusion(len(state.phases) - 1, headline, names, state.confusion.cpu().numpy()))
     plot_accuracy([(experiment.folder.name, results)], experiment.folder / "accuracy.png")
     return results

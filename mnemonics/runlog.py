@@ -4,10 +4,12 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import scalar
+from tensorboardX.summary import image, scalar
 from tqdm import tqdm
 
 from mnemonics.distributed import is_main
@@ -44,6 +46,11 @@ class RunLog:
     def scalar(self, name: str, value: float, step: int) -> None:
         """A point of a curve."""
         self.event(scalar(name, value), step)
+
+    def image(self, name: str, picture: Path, step: int) -> None:
+        """A picture, from its PNG file."""
+        with Image.open(picture) as opened:
+            self.event(image(name, np.asarray(opened.convert("RGB")), dataformats="HWC"), step)
 
     def event(self, summary: Summary, step: int) -> None:
         if self.events is None:

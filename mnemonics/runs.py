@@ -1,5 +1,6 @@
 """Run folders, for those who read them: results.json checked, the name of a run, and what else it left."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mnemonics.checkpoint import atomic_write
+from mnemonics.checkpoint import write_if_new
 from mnemonics.text_tables import Results, comparison_table, results_table
 
 KEYS = {"config", "headline", "phases", "summary"}  # of what looks like results
@@ -28,14 +29,24 @@ class Confusion:
 # results.json
 
 
+def digest_of(content: dict[str, Any]) -> str:
+    """SHA-256 (hex) of the JSON of all that is in a file but its own "sha256", keys sorted."""
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def read_results(path: Path) -> Any:
-    """The content of a JSON file. Raises ValueError (one line naming the path)."""
+    """The content of a JSON file. Raises ValueError (one line naming the path), also for one whose checksum is wrong;
+    there need not be one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give a run folder or its results.json") from error
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
+    if isinstance(content, dict) and content.get("sha256", digest_of(content)) != digest_of(content):
+        raise ValueError(f"{path}: was changed after the run (its checksum is wrong); the run's command restores it")
+    return content
 
 
 @contextmanager
@@ -102,7 +113,8 @@ def exemplar_pictures(folder: Path) -> dict[int, Path]:
 def write_confusion(folder: Path, confusion: Confusion) -> None:
     """Write confusion.json: a line, because a thousand classes have a million numbers."""
     content = vars(confusion) | {"counts": confusion.counts.tolist()}
-    atomic_write(folder / "confusion.json", (json.dumps(content, separators=(",", ":")) + "\n").encode())
+    content["sha256"] = digest_of(content)
+    write_if_new(folder / "confusion.json", (json.dumps(content, separators=(",", ":")) + "\n").encode())
 
 
 def read_confusion(folder: Path) -> Confusion | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mnemonics.config import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing
@@ -38,6 +38,11 @@ class Experiment:
         """Test images of all classes seen after `phase`."""
         return self.labelled(*self.source.test(self.protocol.order[: phase.seen]))
 
+    @property
+    def names_of_labels(self) -> list[str]:
+        """The names of all classes, in class order."""
+        return [self.source.class_names[c] for c in self.protocol.order]
+
     def labelled(self, images: torch.Tensor, class_ids: torch.Tensor) -> LabelledImages:
         labels = torch.from_numpy(self.protocol.labels_of(class_ids.numpy()))
         return LabelledImages(images.to(self.device), labels.to(self.device))
@@ -51,6 +56,7 @@ class State:
     memory: ExemplarMemory
     held_out: ExemplarMemory  # exemplars that are kept away from all training, for `Baseline.calibrate`
     phases: list[dict]  # the "phases" of results.json
+    confusion: Tensor | None = None  # int64 [classes seen, classes seen], after the last phase; of the headline
     # "config" and "environment" of results.json: how and where the last phase was finished
     settings: dict = field(default_factory=dict)
     environment: dict = field(default_factory=dict)

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from mnemonics.config import ExperimentConfig, result_settings
 from mnemonics.phase0 import phase0_settings
+from mnemonics.runs import read_results
 
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 30  # how long a process that was asked to end may take
@@ -46,8 +46,8 @@ class Run:
 def results_of(run: Run) -> dict:
     """The content of results.json; empty where there is none that can be read."""
     try:
-        return json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_results(run.folder / "results.json")
+    except ValueError:
         return {}
 
 

@@ -38,7 +38,7 @@ def run(folder, *arguments):
 def numbers(results):
     """What must repeat bit for bit: everything but times, memory, machine and folder names."""
     phases = [{k: v for k, v in p.items() if k not in ("seconds", "peak_memory_bytes")} for p in results["phases"]]
-    return {k: v for k, v in results.items() if k not in ("environment", "config")} | {"phases": phases}
+    return {k: v for k, v in results.items() if k not in ("environment", "config", "sha256")} | {"phases": phases}
 
 
 def exemplars(folder, phase):

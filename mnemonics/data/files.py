@@ -25,6 +25,7 @@ from mnemonics.config import LARGEST_SMALL_IMAGE, UsageError
 from mnemonics.data.images import ImageError, check_strip, read_rgb
 
 LOADING_BATCH = 16  # images that a worker decodes at a time where all of them go into one tensor
+WORKER_SECONDS = 10  # how long a worker process outlives SIGTERM
 LOST_WORKER = ("DataLoader worker (pid", "Too many open files", "can't start new thread")  # PyTorch's words
 
 
@@ -95,6 +96,7 @@ class FileImages:
             sampler=draws,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=outlive_signals,
             persistent_workers=persistent and workers > 0,
         )
 
@@ -173,6 +175,13 @@ class Decoder(Dataset):
         image = read_rgb(path)
         check_strip(image, self.short_side, path)
         return image
+
+
+def outlive_signals(worker: int) -> None:
+    """Signals of a terminal or a job scheduler go to all processes at once. The main one still needs its workers until
+    it has written a checkpoint: they ignore Ctrl-C, and end a while after SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_SECONDS))
 
 
 def pixels(image: Image.Image | Tensor) -> Tensor:
