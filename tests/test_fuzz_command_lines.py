@@ -181,10 +181,7 @@ def test_the_real_command(tree):
     """A handful at a time, as each of them loads PyTorch."""
     mistakes = (
         ["--dataset", "digits", "--order_seed", "5000000000"],
-        ["--dataset", "digits", "--nb_runs", str(10**9)],
         ["--dataset", "folder", "--data_dir", f"{tree}/\x1b[31m\n"],
-        ["--dataset", "digits", "--epochs", "99999999999999999999"],
-        ["--dataset", "digits", "--epochs", "½"],
         [b"--dataset", b"folder", b"--data_dir", b"\xe4"],
     )
     command = [sys.executable, str(ROOT / "main.py")]
