@@ -66,6 +66,8 @@ def target_of(path: Path, options: argparse.Namespace) -> Target:
     """Find out what `path` is. Raises UsageError."""
     try:
         path.stat()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file or folder") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte
         raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
     if not path.is_dir():

@@ -187,7 +187,7 @@ def test_checkpoints_that_do_not_fit_are_refused(runs, tmp_path, capsys):
 MISTAKES = {
     "contradiction": (["--dataset", "cifar100"], "--dataset cifar100: {run} was made with digits; leave it out"),
     "order": (["--order_seed", "7"], "--order_seed 7: {run} was made with 1993"),
-    "number": (["--eval_batch_size", "0"], "--eval_batch_size 0: must be at least 1"),
+    "number": (["--eval_batch_size", "0"], "--eval_batch_size 0: must be greater than 0"),
     "device": (["--device", "cuda:63"], "--device cuda:63"),
     "out": (["--out", "/dev/null/x"], "--out /dev/null/x: cannot be written"),
 }
