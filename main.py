@@ -24,6 +24,9 @@ from mnemonics.text_tables import results_table
 
 
 def main() -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of classes may be in any language, terminals not
     try:
         with distributed.joined():
             config = distributed.main_first(parse_args)

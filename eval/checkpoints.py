@@ -114,11 +114,13 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def is_whole(state: dict[str, Any]) -> bool:
-    """Whether everything is there that is read before the network. Raises KeyError or TypeError if not, too."""
+    """Whether everything is there that is read before the network, and makes sense. Raises whatever if not, too."""
     settings, order = state["settings"], state["class_order"]
+    check(ExperimentConfig(**settings))
     counts = [settings[name] for name in ("nb_cl_fg", "nb_cl", "order_seed")]
     return (
-        settings["baseline"] in BASELINES
+        all(isinstance(value, FIELDS[name].type) for name, value in settings.items())
+        and settings["baseline"] in BASELINES
         and all(type(count) is int for count in (*counts, state["phase"]))
         and sorted(order) == list(range(len(order)))
     )

@@ -26,7 +26,8 @@ class RunLog:
 
     def __init__(self, folder: Path):
         path = folder / "log.txt" if is_main() else Path(os.devnull)
-        self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by __exit__)
+        encoding = {"encoding": "utf-8", "errors": "backslashreplace"}  # names of folders need not be UTF-8
+        self.file = open(path, "a", buffering=1, **encoding)  # noqa: SIM115 (closed by __exit__)
         self.events = EventsWriter(str(folder / "events")) if is_main() else None
         self.flushed = time.monotonic()
 

@@ -67,7 +67,7 @@ class ImageSource:
 
 def images_of(images: Images, ids: Tensor, class_ids: Sequence[int]) -> tuple[Images, Tensor]:
     chosen = torch.isin(ids, torch.tensor(list(class_ids), dtype=torch.int64))
-    return images[chosen], ids[chosen]
+    return (images, ids) if chosen.all() else (images[chosen], ids[chosen])  # no copy that is not needed
 
 
 def load_source(config: ExperimentConfig) -> ImageSource:
