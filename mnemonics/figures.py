@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
@@ -103,9 +103,9 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], ylabel: str) -> None:
     axes.grid(color=LINE, linewidth=0.6)
 
 
-def legend_below(figure: Figure, axes: Axes, labels: Sequence[str], **more: Any) -> None:
+def legend_below(figure: FigureBase, axes: Axes, labels: Sequence[str]) -> None:
     """A legend of the lines of `axes` below the figure, where it hides none of them."""
-    legend = figure.legend(axes.lines, labels, loc="outside lower center", fontsize=9, frameon=False, **more)
+    legend = figure.legend(axes.lines, labels, loc="outside lower center", fontsize=9, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a $ in the name of a folder is a $
 

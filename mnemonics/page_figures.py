@@ -89,7 +89,7 @@ def loaded(path: Path, name: str, pictures: int) -> Run:
 def curve_figure(runs: Sequence[Run], metric: str, paper: dict[str, Any]) -> Shown:
     """A metric of all runs over the classes seen; the paper's accuracies in grey where the protocol is the same."""
     curves = measured_curves([(run.name, run.results) for run in runs], metric)
-    background = paper_curves(runs, paper) if metric == "accuracy" else []
+    background = paper_curves([run.results for run in runs], paper) if metric == "accuracy" else []
     figure, axes = small_figure()
     draw_curves(axes, [*background, *curves], METRICS[metric][2])
     captions = {
@@ -105,12 +105,12 @@ def curve_figure(runs: Sequence[Run], metric: str, paper: dict[str, Any]) -> Sho
     return Shown(captions[metric], svg(figure, metric, f"{METRICS[metric][2]} after each phase. {numbers}"), keys)
 
 
-def paper_curves(runs: Sequence[Run], paper: dict[str, Any]) -> list[Curve]:
+def paper_curves(runs: Sequence[Results], paper: dict[str, Any]) -> list[Curve]:
     """The curves of the paper's figure 4 that belong to these runs, each once."""
     found: dict[str, Curve] = {}
-    for run in runs:
-        config, phases = run.results["config"], run.results["phases"]
-        percents = paper_number(paper, config, "figure4") if same_protocol(run.results) else None
+    for results in runs:
+        config, phases = results["config"], results["phases"]
+        percents = paper_number(paper, config, "figure4") if same_protocol(results) else None
         if percents is not None:
             row = place(config, "figure4")[1]
             label = f"the paper's {row} (figure 4), average {np.mean(percents):.2f}%"
