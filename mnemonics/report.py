@@ -90,7 +90,7 @@ def part(run: Run, number: int, paper: dict[str, Any], alone: bool) -> dict[str,
     units = dict(zip(SUMMARY, ("%", "%", " points"), strict=True))
     return {
         "name": run.name,
-        "title": f"{title_of(results)}; {budget(config)}; weight transfer {weight_transfer(config)}",
+        "title": f"{title_of(results)}; {budget(config).split(' (')[0]}; weight transfer {weight_transfer(config)}",
         "unfinished": f"{finished} of {planned} phases are finished" if finished < planned else "",
         "tiles": [(key.replace("_", " "), percent(results["summary"][key][run.headline]), units[key]) for key in units],
         "headline": run.headline.upper(),
@@ -175,8 +175,8 @@ def loss_rows(results: Results) -> Rows:
 
 
 def time_rows(results: Results) -> Rows:
-    """Seconds of each stage, and memory, after each phase."""
-    rows = [["phase", *(f"{stage}, s" for stage in STAGES), "total, s", "peak memory, MiB", "exemplars, KiB"]]
+    """Seconds of each stage, peak memory, and what the pixels of the exemplars take, for each phase."""
+    rows = [["phase", *(f"{stage}, s" for stage in STAGES), "total, s", "peak, MiB", "stored, KiB"]]
     for phase in results["phases"]:
         seconds = phase["seconds"]
         stages = [percent(seconds.get(stage)) for stage in STAGES]
