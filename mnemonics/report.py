@@ -182,7 +182,8 @@ def time_rows(results: Results) -> Rows:
         stages = [percent(seconds.get(stage)) for stage in STAGES]
         sizes = [f"{phase['peak_memory_bytes'] / 2**20:.0f}", f"{phase['exemplar_bytes'] / 2**10:.1f}"]
         rows.append([str(phase["phase"]), *stages, percent(sum(seconds.values())), *sizes])
-    totals = [percent(sum(phase["seconds"].get(stage, 0.0) for phase in results["phases"])) for stage in STAGES]
+    found = [[p["seconds"][stage] for p in results["phases"] if stage in p["seconds"]] for stage in STAGES]
+    totals = [percent(sum(seconds) if seconds else None) for seconds in found]
     whole = percent(sum(sum(phase["seconds"].values()) for phase in results["phases"]))
     return [*rows, ["all", *totals, whole, "", ""]]
 

@@ -3,6 +3,7 @@
 import html
 import io
 import re
+import warnings
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -36,7 +37,8 @@ def to_svg(figure: Figure, name: str, alt: str) -> str:
     """
     buffer = io.StringIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": name, "image.composite_image": False}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the letters are those of the browser
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue()
