@@ -15,7 +15,7 @@ from torch import nn
 
 from mnemonics import checkpoint
 from mnemonics.baselines import BASELINES
-from mnemonics.config import FIELDS, ExperimentConfig, UsageError
+from mnemonics.config import FIELDS, ExperimentConfig, UsageError, check
 from mnemonics.data.batches import LabelledImages
 from mnemonics.legacy import refuse_what_is_no_pickle
 from mnemonics.legacy_records import LegacyError

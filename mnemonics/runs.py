@@ -30,21 +30,20 @@ class Confusion:
 
 
 def digest_of(content: dict[str, Any]) -> str:
-    """SHA-256 (hex) of the JSON of all that is in a file but its own "sha256", keys sorted."""
-    rest = {name: value for name, value in content.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    """SHA-256 (hex) of `content` as JSON with sorted keys: what the files hold beside it, as "sha256"."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_results(path: Path) -> Any:
-    """The content of a JSON file. Raises ValueError (one line naming the path), also for one whose checksum is wrong;
-    there need not be one."""
+    """The content of a JSON file without its checksum, which need not be there. Raises ValueError (one line naming the
+    path), also where the checksum is wrong."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give a run folder or its results.json") from error
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
-    if isinstance(content, dict) and content.get("sha256", digest_of(content)) != digest_of(content):
+    if isinstance(content, dict) and content.pop("sha256", None) not in (None, digest_of(content)):
         raise ValueError(f"{path}: was changed after the run (its checksum is wrong); the run's command restores it")
     return content
 
