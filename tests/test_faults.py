@@ -1,0 +1,192 @@
+"""Trust: killed, starved, fed rubbish, and nothing lost."""
+
+import json
+import random
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from faults import Outcome, Server
+
+from mnemonics import checkpoint
+
+KILLS, KILLS_IN_WRITES, KILLS_OF_THE_COMMAND = 40, 20, 3
+CORRUPTIONS = 200  # half of them of a finished run folder
+SEED = 1993
+CPU = torch.device("cpu")
+# about two seconds, in three phases, with two or more steps in every loop
+FLAGS = ("--dataset digits --max_images_per_class 8 --network resnet8 --nb_cl_fg 4 --nb_cl 3 --epochs 2 "
+         "--train_batch_size 16 --nb_protos 2 --mnemonics_epochs 3 --mnemonics_steps 1 --mnemonics_outer_lr 0.1 "
+         "--mnemonics_batch_size 8 --finetune_epochs 3 --device cpu").split()  # fmt: skip
+SHORT = ("--dataset digits --max_images_per_class 4 --network resnet8 --nb_cl_fg 5 --nb_cl 5 --epochs 1 "
+         "--nb_protos 2 --mnemonics_epochs 2 --mnemonics_steps 1 --mnemonics_outer_lr 0.1 --finetune_epochs 2 "
+         "--device cpu --checkpoint_minutes 0").split()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def whole(server, tmp_path_factory):
+    """A run with FLAGS that nothing happened to: (`outcome_of` it, its seconds, the operations of its disk)."""
+    folder, start = tmp_path_factory.mktemp("whole"), time.monotonic()
+    command = [*FLAGS, "--checkpoint_minutes", 0, "--out", folder / "run"]
+    outcome = server.run(command, folder / "run", drawn={}, disk={})
+    assert (outcome.status, outcome.err) == (0, "")
+    return outcome_of(folder / "run"), time.monotonic() - start, outcome.operations
+
+
+@pytest.fixture(scope="module")
+def short(server, tmp_path_factory):
+    """A run with SHORT that nothing happened to: (its folder, the operations of its disk)."""
+    folder = tmp_path_factory.mktemp("short")
+    outcome = server.run([*SHORT, "--out", folder / "run"], folder / "run", drawn={}, disk={})
+    assert (outcome.status, outcome.err) == (0, "")
+    return folder / "run", outcome.operations
+
+
+@pytest.fixture(scope="module")
+def interrupted(server, short, tmp_path_factory):
+    """The folder of a run with SHORT that was killed in the last fine-tuning, two steps before phase 1 was saved."""
+    folder, operations = tmp_path_factory.mktemp("interrupted"), short[1]
+    saved = next(number for number, operation in enumerate(operations) if ".phase_1.pt" in operation)
+    fault = {"number": saved - 12, "happens": "kill"}
+    outcome = server.run([*SHORT, "--out", folder / "run"], folder / "run", drawn={}, disk=fault)
+    assert outcome.status == -signal.SIGKILL
+    assert resume_point(folder / "run")[0] == 1
+    return folder / "run"
+
+
+def numbers(folder):
+    """What results.json has to say again bit for bit."""
+    results = json.loads((folder / "results.json").read_bytes())
+    del results["environment"], results["config"]
+    for phase in results["phases"]:
+        del phase["seconds"], phase["peak_memory_bytes"]
+    return results
+
+
+def outcome_of(folder, phases=None):
+    """All that a run gives: the numbers, and the bytes of exemplars and weights of all phases, or of those given."""
+    bytes_of = {}
+    for path in sorted(folder.glob("phase_*.pt")) if phases is None else [folder / f"phase_{i}.pt" for i in phases]:
+        state = checkpoint.load(path, CPU)
+        tensors = {f"model.{name}": tensor for name, tensor in state["model"].items()}
+        tensors |= {f"{kind}.{n}": tensor for kind in ("exemplars", "held_out") for n, tensor in state[kind].items()}
+        bytes_of[path.name] = {name: tensor.contiguous().numpy().tobytes() for name, tensor in tensors.items()}
+    return numbers(folder), bytes_of
+
+
+def leftovers(folder):
+    return [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def resume_point(folder):
+    """Where a run would go on: (phases done, stages done in this one, loop, step); None: from the beginning."""
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        if (folder / name).exists():
+            state = checkpoint.load(folder / name, CPU)
+            partial = state["partial"] or {"done": {}, "loop": None, "step": 0}
+            return len(state["phases"]), len(partial["done"]), partial["loop"], partial["step"]
+    return None
+
+
+def told_in_a_line(outcome: Outcome, *words, status=(1, 2)):
+    """Whether a command ended as one that cannot go on has to."""
+    line = outcome.err
+    return (
+        outcome.status in ((status,) if isinstance(status, int) else status)
+        and line.count("\n") == 1
+        and line.startswith("main.py: ")
+        and all(str(word) in line for word in words)
+    )
+
+
+def test_killed_at_drawn_instants(server, whole, tmp_path):
+    """Run after run, until all kills are spent; then the last one finishes undisturbed, whatever came before."""
+    reference, length, operations = whole
+    draw, points, runs = random.Random(SEED), set(), 0
+    left = {"instant": KILLS, "write": KILLS_IN_WRITES}
+    while any(left.values()):
+        folder, last, longest, runs = tmp_path / f"run{runs}", "none", length / 6, runs + 1
+        outcome = None
+        while outcome is None or outcome.status:
+            minutes = draw.choice(["0", "0", "0.001", "0.005"])
+            command = [*FLAGS, "--checkpoint_minutes", minutes, "--out", folder]
+            kind = draw.choices(list(left), list(left.values()))[0] if any(left.values()) else None
+            fault = {"number": draw.randrange(len(operations) // 4), "happens": "kill"} if kind == "write" else {}
+            child = server.start(command, tmp_path / "log", drawn={}, disk=fault)
+            if kind == "instant":
+                time.sleep(draw.uniform(0, longest))
+                child.kill(signal.SIGKILL)  # without effect on a run that has ended
+            outcome = child.wait()
+            context = f"run {runs}, {kind} {left.get(kind)}, every {minutes} minutes, {fault}: {outcome}"
+            assert outcome.err == "", context
+            assert outcome.status in (0, -signal.SIGKILL), context
+            if outcome.status:
+                left[kind] -= 1
+                point = resume_point(folder) if folder.exists() else None
+                longest = 1.5 * longest if point == last else length / 6  # so that every run comes to its end
+                last = point
+                points.add(point)
+        assert outcome_of(folder) == reference, context
+        assert not leftovers(folder), context
+    assert len(points) >= KILLS // 3, points
+
+
+def damage(path, draw):
+    """Damage a file. Returns what was done."""
+    data = path.read_bytes()
+    kind = draw.choice(["truncate", "flip a bit", "flip a byte", "empty", "delete", "append", "zeros"])
+    place = draw.randrange(len(data) or 1)
+    if kind == "delete":
+        path.unlink()
+    elif kind == "truncate":
+        path.write_bytes(data[:place])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "append":
+        path.write_bytes(data + draw.randbytes(100))
+    elif kind == "zeros":  # what a crash of the machine may leave
+        path.write_bytes(data[:place] + bytes(len(data) - place))
+    elif data:
+        flipped = data[place] ^ (255 if kind == "flip a byte" else 1 << draw.randrange(8))
+        path.write_bytes(data[:place] + bytes([flipped]) + data[place + 1 :])
+    return f"{path.name}: {kind} at {place} of {len(data)}"
+
+
+@pytest.mark.parametrize("kind", ["finished", "interrupted"])
+def test_damaged_files(server, short, interrupted, tmp_path, kind):
+    """The right numbers, or a refusal in one line; never other numbers."""
+    original, reference = {"finished": short[0], "interrupted": interrupted}[kind], outcome_of(short[0])
+    draw = random.Random(SEED)
+    for number in range(CORRUPTIONS // 2):
+        folder = shutil.copytree(original, tmp_path / "run")
+        files = sorted(path for path in folder.iterdir() if not path.name.endswith(".tmp"))
+        checkpoints = [path for path in files if path.suffix == ".pt"]
+        chosen = draw.sample(checkpoints if draw.random() < 0.6 else files, draw.choice([1, 1, 2]))
+        done = [damage(path, draw) for path in chosen]
+        outcome = server.run([*SHORT, "--out", folder], tmp_path / "log", drawn={})
+        context = f"corruption {number}: {done}: {outcome}"
+        if outcome.status == 0:
+            assert outcome.err == "", context
+            whole = [i for i in (0, 1) if readable(folder / f"phase_{i}.pt")]
+            assert numbers(folder) == reference[0], context
+            assert outcome_of(folder, whole)[1].items() <= reference[1].items(), context
+            assert not leftovers(folder), context
+        else:
+            assert told_in_a_line(outcome, folder), context
+        shutil.rmtree(folder)
+
+
+def readable(path):
+    try:
+        checkpoint.load(path, CPU)
+    except (OSError, ValueError):
+        return False
+    return True
