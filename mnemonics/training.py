@@ -66,21 +66,24 @@ def train_phase(
 
 
 class Draws:
-    """The batches of epoch after epoch. Their state is that of the generator at the start of the epoch."""
+    """The batches of epoch after epoch. Their state is that of the generator at the start of the epoch of the next
+    batch: all of an epoch is drawn at its start."""
 
     def __init__(self, batches: TrainingBatches, batch_size: int, generator: torch.Generator):
         self.batches, self.batch_size, self.generator = batches, batch_size, generator
-        self.epoch, self.rest = -1, iter(())
+        self.last = math.ceil(len(batches.data) / batch_size) - 1  # number of the last batch of an epoch
+        self.epoch, self.is_over, self.rest = -1, False, iter(())
 
     def of(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
         """The draws of a batch: the next one after that of the last call or, at first, any one."""
         if epoch != self.epoch:
             self.epoch, self.before = epoch, self.generator.get_state()
             self.rest = self.batches.epoch(self.batch_size, self.generator, first=batch)
+        self.is_over = batch == self.last
         return next(self.rest)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"generator": self.before}
+        return {"generator": self.generator.get_state() if self.is_over else self.before}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.generator.set_state(state["generator"].cpu())
