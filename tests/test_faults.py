@@ -6,11 +6,15 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 from faults import Outcome, Server
+from PIL import Image
 
-from mnemonics import checkpoint
+from mnemonics import checkpoint, experiment, report, runfolder, setup
+from mnemonics.config import parse_args
+from mnemonics.data.sources import load_source
 
 KILLS, KILLS_IN_WRITES, KILLS_OF_THE_COMMAND = 40, 20, 3
 CORRUPTIONS = 200  # half of them of a finished run folder
@@ -68,6 +72,7 @@ def numbers(folder):
     del results["environment"], results["config"]
     for phase in results["phases"]:
         del phase["seconds"], phase["peak_memory_bytes"]
+        phase.get("phase0_model", {}).pop("train_seconds", None)
     return results
 
 
@@ -190,3 +195,68 @@ def readable(path):
     except (OSError, ValueError):
         return False
     return True
+
+
+METHODS = {
+    "joint, augmented, sgd": ("--mnemonics_optimizer sgd --mnemonics_augment --mnemonics_base joint "
+                              "--mnemonics_start herding --ncm"),
+    "lucir": "--train_batch_size 11",
+    "bic": "--baseline bic --total_memory 30 --mnemonics_variant unroll-fc",
+    "icarl": "--method baseline --baseline icarl --adjust_always --mnemonics_subsets 2",
+    "files": "--dataset folder --num_workers 0 --baseline lwf --mnemonics_variant class-mean --phase0_dir {tmp}/phase0",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images_in_files(tmp_path_factory):
+    """A data set of 6 classes: 5 training and 2 test images of 8x8 random pixels each."""
+    root, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(SEED)
+    for split, count in (("train", 5), ("val", 2)):
+        for name in "abcdef":
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8)).save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_checkpoint_is_a_point_to_go_on_from(images_in_files, tmp_path, monkeypatch, method):
+    """Stopped after each write of a checkpoint, and gone on from each."""
+    flags = [*FLAGS, "--checkpoint_minutes", "0", "--data_dir", images_in_files, *METHODS[method].split()]
+    if method == "bic":
+        flags = without(flags, "--nb_protos")
+    if method == "files":
+        flags = [*without(flags, "--nb_cl_fg", "--nb_cl"), "--nb_cl_fg", 2, "--nb_cl", 2]
+    flags = [str(flag).format(tmp=tmp_path) for flag in flags]
+    source = load_source(parse_args(flags))
+    monkeypatch.setattr(setup, "load_source", lambda config: source)
+    monkeypatch.setattr(runfolder, "environment", lambda device: {})
+    monkeypatch.setattr(report, "plot_accuracy", lambda *arguments: None)
+    monkeypatch.setattr(report, "plot_exemplars", lambda *arguments: None)
+    experiment.run(parse_args([*flags, "--out", str(tmp_path / "whole")]))
+    shutil.rmtree(tmp_path / "phase0", ignore_errors=True)
+
+    class Stop(BaseException):
+        pass
+
+    def save_and_stop(*arguments):
+        save_partial(*arguments)
+        raise Stop
+
+    points, save_partial = [], runfolder.save_partial
+    monkeypatch.setattr(experiment, "save_partial", save_and_stop)
+    for _ in range(200):
+        try:
+            experiment.run(parse_args([*flags, "--out", str(tmp_path / "parts")]))
+            break
+        except Stop:
+            points.append(resume_point(tmp_path / "parts"))
+    assert outcome_of(tmp_path / "parts") == outcome_of(tmp_path / "whole")
+    assert len(set(points)) == len(points) >= 20
+    assert {loop for _, _, loop, _ in points} >= {"training", "old exemplars"}
+
+
+def without(flags, *names):
+    """Command-line flags without some and their values."""
+    positions = [flags.index(name) for name in names]
+    return [flag for i, flag in enumerate(flags) if i not in positions and i - 1 not in positions]
