@@ -56,7 +56,7 @@ def in_hand(experiment: Experiment) -> Iterator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
+        file = (folder / ".lock").open("a+b", buffering=0)
     except OSError as error:
         raise UsageError(
             f"--out {folder}: cannot make this folder ({error.strerror}); name one that can be written"
@@ -66,13 +66,13 @@ def in_hand(experiment: Experiment) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, worker processes do not inherit it
         except OSError:
             file.seek(0)
+            holder = file.read().decode(errors="replace") or "?"
             raise UsageError(
-                f"--out {folder}: process {file.read() or '?'} is working on this run; wait for it, or name another "
-                "folder"
+                f"--out {folder}: process {holder} is working on this run; wait for it, or name another folder"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with checkpoint.naming(folder / ".lock"):
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed: we are the only one
             leftover.unlink()
         yield

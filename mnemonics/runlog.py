@@ -12,6 +12,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import image, scalar
 from tqdm import tqdm
 
+from mnemonics.checkpoint import naming
 from mnemonics.distributed import is_main
 
 FLUSH_SECONDS = 60
@@ -25,24 +26,28 @@ class RunLog:
     """
 
     def __init__(self, folder: Path):
-        path = folder / "log.txt" if is_main() else Path(os.devnull)
+        self.path = folder / "log.txt" if is_main() else Path(os.devnull)
         encoding = {"encoding": "utf-8", "errors": "backslashreplace"}  # names of folders need not be UTF-8
-        self.file = open(path, "a", buffering=1, **encoding)  # noqa: SIM115 (closed by __exit__)
-        self.events = EventsWriter(str(folder / "events")) if is_main() else None
+        self.file = open(self.path, "a", buffering=1, **encoding)  # noqa: SIM115 (closed by __exit__)
+        self.event_files = folder / "events"
+        self.events = EventsWriter(str(self.event_files)) if is_main() else None
         self.flushed = time.monotonic()
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.file.close()
+        with naming(self.path):
+            self.file.close()
         if self.events is not None:
-            self.events.close()
+            with naming(self.event_files):
+                self.events.close()
 
     def line(self, text: str) -> None:
         """A line for the console (above any progress bar) and, with the time, for log.txt."""
         tqdm.write(text)
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.file)
+        with naming(self.path):
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.file)
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """A point of a curve."""
@@ -56,7 +61,8 @@ class RunLog:
     def event(self, summary: Summary, step: int) -> None:
         if self.events is None:
             return
-        self.events.write_event(Event(summary=summary, step=step, wall_time=time.time()))
-        if time.monotonic() - self.flushed > FLUSH_SECONDS:
-            self.events.flush()
-            self.flushed = time.monotonic()
+        with naming(self.event_files):
+            self.events.write_event(Event(summary=summary, step=step, wall_time=time.time()))
+            if time.monotonic() - self.flushed > FLUSH_SECONDS:
+                self.events.flush()
+                self.flushed = time.monotonic()
