@@ -103,7 +103,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
 
     Raises:
         DamagedError: if the checksum is wrong.
-        ValueError: if the file is of another format version.
+        ValueError: if the file is of another format version, or something else with a checksum that is right.
         OSError: if it cannot be read.
     """
     return parsed(path, path.read_bytes() if world() == 1 else bytes_from_main(path.read_bytes), device)
@@ -122,8 +122,12 @@ def parsed(path: Path, data: bytes, device: torch.device) -> dict[str, Any]:
         if version in (None, FORMAT):
             raise DamagedError(f"{path}: damaged, or no checkpoint of this program (its checksum is not right)")
     else:
-        state = torch.load(io.BytesIO(archive), map_location=device, weights_only=True)
-        version = state.get("format")
+        try:
+            state = torch.load(io.BytesIO(archive), map_location=device, weights_only=True)
+            version = state["format"]
+        except Exception as error:  # torch.load promises no closed list of errors
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path}: cannot be read, though its checksum is right ({reason})") from error
     if version != FORMAT:
         raise ValueError(f"{path}: checkpoint format {version}, this version reads format {FORMAT}")
     return state

@@ -1,7 +1,6 @@
 """Files that appear whole or not at all, and that cannot run code."""
 
 import os
-import pickle
 
 import pytest
 import torch
@@ -48,7 +47,7 @@ class Payload:
 def test_loading_runs_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint.save(tmp_path / "c.pt", {"model": Payload()})
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match="cannot be read"):
         checkpoint.load(tmp_path / "c.pt", CPU)
     torch.save({"format": 3, "model": Payload()}, tmp_path / "c.pt")
     with pytest.raises(checkpoint.DamagedError):
