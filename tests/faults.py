@@ -4,9 +4,12 @@ starts in milliseconds instead of the seconds that torch takes.
     python tests/faults.py        requests and answers are lines of JSON, see `serve`
 """
 
+import builtins
 import contextlib
 import errno
+import importlib
 import io
+import itertools
 import json
 import os
 import resource
@@ -100,8 +103,6 @@ class Disk:
         self.open, self.functions = io.open, {n: getattr(os, n) for n in ("replace", "fsync", "mkdir", "unlink")}
         for name, function in self.functions.items():
             setattr(os, name, self.counted(name, function))
-        import builtins
-
         builtins.open = io.open = self.opened
 
     def counted(self, name: str, function: Callable) -> Callable:
@@ -167,7 +168,51 @@ def limited(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-FAULTS: dict[str, Callable[..., Any]] = {"drawn": without_drawing, "disk": Disk, "limited": limited}
+def before(place: str, what: Callable[..., None], call: int = 0) -> None:
+    """Let `what`, which is given the arguments, happen before call number `call` (from 0) of a function or method."""
+    module, *path, name = place.split(":")
+    owner = importlib.import_module(module)
+    for part in path:
+        owner = getattr(owner, part)
+    function, calls = getattr(owner, name), itertools.count()
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            what(*arguments)
+        return function(*arguments, **options)
+
+    setattr(owner, name, wrapped)
+
+
+def stopped(place: str, number: int) -> None:
+    """A signal comes when the function at `place` is called."""
+    before(place, lambda *arguments: os.kill(os.getpid(), number))
+
+
+def out_of_memory(place: str) -> None:
+    """There is no memory left when the function at `place` is called."""
+
+    def fail(*arguments: Any) -> None:
+        import torch
+
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 GiB.")
+
+    before(place, fail)
+
+
+def diverging(call: int) -> None:
+    """Call number `call` of SGD's step finds NaN in the weights."""
+    before("mnemonics.training:SGD:step", lambda sgd: sgd.parameters[0].data.fill_(float("nan")), call)
+
+
+FAULTS: dict[str, Callable[..., Any]] = {
+    "drawn": without_drawing,
+    "disk": Disk,
+    "limited": limited,
+    "stopped": stopped,
+    "out_of_memory": out_of_memory,
+    "diverging": diverging,
+}
 
 
 @contextlib.contextmanager

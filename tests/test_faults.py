@@ -1,23 +1,35 @@
 """Trust: killed, starved, fed rubbish, and nothing lost."""
 
+import errno
+import fcntl
+import io
+import itertools
 import json
+import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from faults import Outcome, Server
+from faults import ROOT, Outcome, Server
 from PIL import Image
 
+from eval.checkpoints import read_state
 from mnemonics import checkpoint, experiment, report, runfolder, setup
-from mnemonics.config import parse_args
+from mnemonics.config import UsageError, parse_args
 from mnemonics.data.sources import load_source
 
 KILLS, KILLS_IN_WRITES, KILLS_OF_THE_COMMAND = 40, 20, 3
 CORRUPTIONS = 200  # half of them of a finished run folder
+WRITE_FAULTS = 60
+DAMAGED_PHASES = 20
+FUZZ = 300
 SEED = 1993
 CPU = torch.device("cpu")
 # about two seconds, in three phases, with two or more steps in every loop
@@ -260,3 +272,246 @@ def without(flags, *names):
     """Command-line flags without some and their values."""
     positions = [flags.index(name) for name in names]
     return [flag for i, flag in enumerate(flags) if i not in positions and i - 1 not in positions]
+
+
+def test_what_cannot_be_written(server, short, tmp_path):
+    """In attempt after attempt something fails, each time one operation later; then the run is finished."""
+    reference, number = outcome_of(short[0]), 0
+    kinds = [("ENOSPC", True), ("EIO", False), ("ENOSPC", False), ("EROFS", True), ("EDQUOT", True)]
+    for run in itertools.count():
+        folder, outcome = tmp_path / f"run{run}", None
+        while outcome is None or outcome.status:
+            code, lasting = kinds[number % len(kinds)]
+            fault = {"number": number, "happens": code, "lasting": lasting} if number < WRITE_FAULTS else {}
+            outcome, number = server.run([*SHORT, "--out", folder], tmp_path / "log", drawn={}, disk=fault), number + 1
+            if fault and not (outcome.status == 0 and number > len(outcome.operations)):
+                words = folder, os.strerror(getattr(errno, code))
+                failed = outcome.operations[number - 1]
+                context = f"{fault}, {failed}: {outcome.status} {outcome.err}"
+                if outcome.status == 0:  # what nothing depends on: removing a temporary file that is not there
+                    assert failed.startswith("unlink"), context
+                elif ".lock" in failed or failed.startswith("mkdir"):
+                    assert told_in_a_line(outcome, *words), context
+                else:
+                    assert told_in_a_line(outcome, *words, status=1), context
+            else:
+                assert (outcome.status, outcome.err) == (0, ""), f"{fault}: {outcome}"
+        assert outcome_of(folder) == reference, fault
+        assert not leftovers(folder), fault
+        if number >= WRITE_FAULTS:
+            break
+
+
+@pytest.mark.parametrize("size", [500, 50_000])
+def test_files_may_not_grow(server, short, tmp_path, size):
+    command = [*SHORT, "--out", tmp_path / "run"]
+    outcome = server.run(command, tmp_path / "log", drawn={}, limited={"size": size})
+    assert told_in_a_line(outcome, tmp_path / "run", os.strerror(errno.EFBIG), status=1), outcome
+    assert server.run(command, tmp_path / "log", drawn={}).status == 0
+    assert outcome_of(tmp_path / "run") == outcome_of(short[0])
+
+
+def comes(path, child):
+    """Wait until a run has made a file."""
+    while not path.exists():
+        assert not child.has_ended(), child.wait()
+        time.sleep(0.002)
+
+
+def test_the_folder_is_deleted_meanwhile(server, short, tmp_path):
+    command = [*SHORT, "--out", tmp_path / "run"]
+    child = server.start(command, tmp_path / "log", drawn={})
+    comes(tmp_path / "run" / "checkpoint.pt", child)
+    (tmp_path / "run").rename(tmp_path / "gone")
+    outcome = child.wait()
+    assert told_in_a_line(outcome, tmp_path / "run", os.strerror(errno.ENOENT), status=1), outcome
+    assert server.run(command, tmp_path / "log", drawn={}).status == 0
+    assert outcome_of(tmp_path / "run") == outcome_of(short[0])
+
+
+PLACES = {  # function -> whether there is a checkpoint to go on from then
+    "mnemonics.setup:load_source": False,
+    "mnemonics.experiment:open_run": True,
+    "mnemonics.training:sgd_step": True,
+    "mnemonics.exemplars.bilevel:BaseLevel:gradient": True,
+    "mnemonics.experiment:evaluate": True,
+    "mnemonics.experiment:save_phase": True,
+    "mnemonics.experiment:finetune_on_exemplars": True,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_signals(server, short, tmp_path, place):
+    command = [*SHORT, "--out", tmp_path / "run"]
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        stopped = {"place": place, "number": number}
+        outcome = server.run([*command, "--checkpoint_minutes", 10], tmp_path / "log", drawn={}, stopped=stopped)
+        assert told_in_a_line(outcome, number.name, "the same command continues", status=status), outcome
+    outcome = server.run(command, tmp_path / "log", drawn={})
+    assert (outcome.status, outcome.err) == (0, "")
+    assert ("resuming " in outcome.out) == PLACES[place], outcome.out
+    assert outcome_of(tmp_path / "run") == outcome_of(short[0])
+
+
+def test_a_second_signal_ends_a_run_at_once(server, short, tmp_path):
+    """In the middle of writing a checkpoint, where the first one has to wait."""
+    middle = [number for number, name in enumerate(short[1]) if name.startswith("write") and ".checkpoint.pt" in name][
+        3
+    ]
+    command, fault = [*SHORT, "--out", tmp_path / "run"], {"number": middle, "happens": "signal"}
+    outcome = server.run(command, tmp_path / "log", drawn={}, disk=fault | {"lasting": True})
+    assert (outcome.status, outcome.err) == (143, "")
+    assert leftovers(tmp_path / "run")
+    outcome = server.run(command, tmp_path / "log", drawn={}, disk=fault)
+    assert told_in_a_line(outcome, "SIGTERM", status=143), outcome
+    assert server.run(command, tmp_path / "log", drawn={}).status == 0
+    assert outcome_of(tmp_path / "run") == outcome_of(short[0])
+    assert not leftovers(tmp_path / "run")
+
+
+def test_two_runs_in_one_folder(server, short, tmp_path):
+    command = [*SHORT, "--out", tmp_path / "run"]
+    first = server.start(command, tmp_path / "log", drawn={})
+    comes(tmp_path / "run" / "config.json", first)
+    second = server.run(command, tmp_path / "log2", drawn={})
+    assert told_in_a_line(second, tmp_path / "run", f"process {first.pid}", status=2), second
+    assert first.wait().status == 0
+    assert outcome_of(tmp_path / "run") == outcome_of(short[0])
+
+
+def test_the_folder_of_phase_0_models(server, short, tmp_path):
+    """Its lock is waited for, until a signal comes; a damaged model is told of and trained anew."""
+    models = tmp_path / "models"
+    command = [*SHORT, "--phase0_dir", models, "--out"]
+    assert server.run([*command, tmp_path / "first"], tmp_path / "log", drawn={}).status == 0
+    model = next(models.glob("*.pt"))
+    with model.with_suffix(".lock").open("a") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        waiting = server.start([*command, tmp_path / "second"], tmp_path / "log", drawn={})
+        comes(tmp_path / "second" / "log.txt", waiting)
+        time.sleep(0.2)
+        waiting.kill(signal.SIGTERM)
+        outcome = waiting.wait()
+        assert told_in_a_line(outcome, "SIGTERM", status=143), outcome
+    model.write_bytes(model.read_bytes()[:-1])
+    outcome = server.run([*command, tmp_path / "second"], tmp_path / "log", drawn={})
+    assert (outcome.status, outcome.err) == (0, "")
+    assert f"{model}: damaged" in outcome.out
+    assert "training that model anew" in outcome.out
+    results = [outcome_of(folder) for folder in (tmp_path / "first", tmp_path / "second", short[0])]
+    assert [phase.pop("phase0_model")["taken"] for run in results[:2] for phase in run[0]["phases"][:1]] == [0, 0]
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("mnemonics.training:sgd_step", ("phase 0, training", "--train_batch_size")),
+        ("mnemonics.exemplars.bilevel:BaseLevel:gradient", ("phase 0, new exemplars", "--mnemonics_batch_size")),
+        ("mnemonics.experiment:evaluate", ("phase 0, evaluation", "--eval_batch_size")),
+        ("mnemonics.experiment:finetune_on_exemplars", ("phase 1, fine-tuning", "--mnemonics_batch_size")),
+    ],
+)
+def test_out_of_memory(server, tmp_path, place, words):
+    outcome = server.run(
+        [*SHORT, "--out", tmp_path / "run"], tmp_path / "log", drawn={}, out_of_memory={"place": place}
+    )
+    assert told_in_a_line(outcome, *words, "not enough memory", status=1), outcome
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(server, whole, tmp_path):
+    """In phase 1, which has two epochs of two steps; phase 0 has as many, and no fine-tuning."""
+    command = [*FLAGS, "--checkpoint_minutes", 0, "--out", tmp_path / "run"]
+    outcome = server.run(command, tmp_path / "log", drawn={}, diverging={"call": 6})
+    assert told_in_a_line(outcome, "phase 1, epoch 1, step 1", "nan", status=1), outcome
+    assert resume_point(tmp_path / "run") == (1, 0, "training", 2)
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt", CPU)["partial"]
+    assert all(torch.isfinite(weights).all() for weights in state["model"].values())
+    assert server.run(command, tmp_path / "log", drawn={}).status == 0
+    assert outcome_of(tmp_path / "run") == whole[0]
+
+
+def test_nothing_whole_is_left(server, interrupted, tmp_path):
+    folder = shutil.copytree(interrupted, tmp_path / "run")
+    files = sorted(folder.glob("*.pt"))
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-1])
+    outcome = server.run([*SHORT, "--out", folder], tmp_path / "log", drawn={})
+    assert told_in_a_line(outcome, *(path.name for path in files), "--no-resume", status=2), outcome
+
+
+def test_a_checkpoint_of_format_2(server, interrupted, tmp_path):
+    """Format 2 had no checksum."""
+    folder = shutil.copytree(interrupted, tmp_path / "run")
+    state = checkpoint.load(folder / "checkpoint.pt", CPU)
+    torch.save(state | {"format": 2}, folder / "checkpoint.pt")
+    outcome = server.run([*SHORT, "--out", folder], tmp_path / "log", drawn={})
+    assert told_in_a_line(outcome, "format 2", "format 3", "--no-resume", status=2), outcome
+
+
+def test_damaged_phases_are_not_evaluated(short, tmp_path):
+    draw = random.Random(SEED)
+    for number in range(DAMAGED_PHASES):
+        path = shutil.copy(short[0] / "phase_1.pt", tmp_path)
+        done = damage(Path(path), draw)
+        with pytest.raises(UsageError) as refusal:
+            read_state(Path(path), CPU)
+        assert str(refusal.value).startswith(f"{path}: "), (number, done)
+        assert "\n" not in str(refusal.value), (number, done)
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("pwned",)
+
+
+def archive_of(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def test_rubbish_is_refused(tmp_path, monkeypatch):
+    """Bytes of all kinds, sealed and unsealed, as checkpoints: one kind of error, and nothing is run."""
+    monkeypatch.chdir(tmp_path)
+    draw = random.Random(SEED)
+    good, bad = archive_of({"format": 3, "weights": torch.ones(3)}), archive_of({"format": 3, "x": Malicious()})
+    for number in range(FUZZ):
+        data = bytearray(draw.choice([good, bad, checkpoint.sealed(good), checkpoint.sealed(bad)]))
+        kind = draw.choice(["bytes", "cut", "random", "other"])
+        if kind == "random":
+            data = bytearray(draw.randbytes(draw.randrange(300)))
+        elif kind == "cut":
+            start, end = sorted(draw.choices(range(len(data)), k=2))
+            del data[start:end]
+        elif kind == "other":
+            data = bytearray(archive_of(draw.choice([[1, 2], {}, {"format": "x"}, {"format": None}, 7, None])))
+        else:
+            for _ in range(draw.choice([1, 2, 20])):
+                data[draw.randrange(len(data))] = draw.randrange(256)
+        data = bytes(data)
+        try:
+            state = checkpoint.parsed(Path("c.pt"), checkpoint.sealed(data) if draw.random() < 0.5 else data, CPU)
+        except Exception as error:
+            told = isinstance(error, ValueError) and str(error).startswith("c.pt: ") and "\n" not in str(error)
+        else:
+            told = state["format"] == 3
+        assert told, (number, kind, data)
+        assert not list(tmp_path.iterdir()), (number, kind)
+
+
+def test_kills_of_the_real_command(short, tmp_path):
+    draw, folder = random.Random(SEED), tmp_path / "run"
+    command = [sys.executable, "main.py", *SHORT, "--out", str(folder)]
+    options = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    for _ in range(KILLS_OF_THE_COMMAND):
+        newest = folder / "checkpoint.pt"
+        before = newest.stat().st_mtime_ns if newest.exists() else 0
+        with subprocess.Popen(command, **options) as process:
+            while process.poll() is None and not (newest.exists() and newest.stat().st_mtime_ns != before):
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0, 0.1))
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+    assert subprocess.run(command, **options, timeout=300, check=False).returncode == 0
+    assert outcome_of(folder) == outcome_of(short[0])
