@@ -43,9 +43,8 @@ def to_svg(figure: Figure, name: str, alt: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue()
     tags = re.sub(r"<[^>]*>", lambda tag: for_page(tag[0], name), svg[svg.index("<svg") :])
-    return re.sub(
-        r"^<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg role="img" aria-label="{html.escape(alt)}" \1>', tags
-    )
+    size = re.search(r'viewBox="[^"]*"', tags)[0]
+    return f'<svg role="img" aria-label="{html.escape(alt)}" {size}>{tags[tags.index(">") + 1 :]}'
 
 
 def for_page(tag: str, name: str) -> str:

@@ -224,7 +224,7 @@ def test_unfinished_runs_and_missing_files_are_told(runs, tmp_path):
 
 
 def test_text_from_outside_is_text(runs, tmp_path):
-    run = tmp_path / "<b>bold</b> & 'x'"
+    run = tmp_path / r"<b>bold \1 \N & 'x'"
     shutil.copytree(runs[0], run)
     results = load_results(run)
     results["config"]["data_dir"] = results["environment"]["command"] = NASTY
