@@ -60,7 +60,7 @@ def show(finished: list[tuple[dict, Path]]) -> None:
     """Print the tables of finished runs: (results.json, run folder) each."""
     for results, folder in finished:
         print(results_table(results))
-        print(f"everything measured: {folder / 'results.json'}; pictures: {folder / '*.png'}")
+        print(f"everything measured: {folder / 'results.json'}; as a page: {folder / 'report.html'}")
     if len(finished) > 1:
         print(over_seeds([results for results, _ in finished]))
 
