@@ -300,6 +300,18 @@ def test_a_folder_that_cannot_be_used_is_one_line_and_status_2(runs, tmp_path, c
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"phase": 5, "classifier": "cnn", "class_names": ["a"], "counts": [[1, 2]]}']
+)
+def test_a_damaged_confusion_matrix_is_one_line_and_status_2(runs, tmp_path, capsys, content):
+    shutil.copytree(runs[0], tmp_path / "run")
+    (tmp_path / "run" / "confusion.json").write_text(content)
+    assert command(tmp_path / "run", "--out", tmp_path / "page.html") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"report.py: {tmp_path}/run/confusion.json: not ")
+    assert error.count("\n") == 1
+
+
 def test_a_page_that_cannot_be_written_is_one_line_and_status_2(runs, tmp_path, capsys):
     out = tmp_path / "missing" / "page.html"
     assert command(runs[0], "--out", out) == 2
