@@ -100,8 +100,9 @@ def run_phase(
     state.phases.append(phase_result(phase, state, before, after, facts, progress.seconds, experiment.device))
     if is_main():
         log.image("exemplars", draw_exemplars(experiment, phase, start, new), phase.index)
-    for name, percent in after["accuracy"].items():
-        log.scalar(f"accuracy/{name}", percent, phase.index)
+    for kind in ("accuracy", "phase0_accuracy"):
+        for name, percent in after[kind].items():
+            log.scalar(f"{kind}/{name}", percent, phase.index)
 
 
 def quotas(experiment: Experiment, baseline: Baseline, phase: Phase) -> tuple[int, int]:

@@ -108,13 +108,19 @@ class Progress:
         return self.done[stage]
 
     def steps(
-        self, loop: str, total: int, per_epoch: int = 1, images: int | None = None, **parts: Any
+        self,
+        loop: str,
+        total: int,
+        per_epoch: int = 1,
+        images: int | None = None,
+        curve: str | None = None,
+        **parts: Any,
     ) -> Iterator[int]:
         """0, 1, ..., total - 1, or what was left of it when the loop was interrupted.
 
         Args:
-            per_epoch, images: see `Bar`, which shows `loss`, if it is set. Where steps do not count images, that is a
-                validation loss, and goes to the log.
+            per_epoch, images: see `Bar`, which shows `loss`, if it is set.
+            curve: of `loss` at the end of each epoch, over all phases; its name in the log.
             parts: what the steps change; set to what they were when the loop was interrupted.
         """
         first = 0
@@ -130,9 +136,14 @@ class Progress:
                     self.between(loop, lambda: {"step": step, **parts})  # noqa: B023 (called at once)
                 yield step
                 bar.show(step + 1, self.loss)
-                if images is None and self.log is not None and self.loss is not None:
-                    self.log.scalar(f"{loop}/validation_loss", self.loss.item(), (self.phase or 0) * total + step)
+                if curve and (step + 1) % per_epoch == 0:
+                    self.point(curve, ((self.phase or 0) * total + step) // per_epoch)
         self.loss = None
+
+    def point(self, curve: str, epoch: int) -> None:
+        """Log the loss."""
+        if self.log is not None and self.loss is not None:
+            self.log.scalar(curve, self.loss.item(), epoch)
 
     def between(self, loop: str | None, parts: Callable[[], dict[str, Any]]) -> None:
         """Between two steps, or two stages: write a checkpoint if it is time or the run is to stop.

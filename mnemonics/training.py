@@ -190,7 +190,8 @@ def finetune_on_exemplars(
     batches = balanced_batches(data.labels, config.mnemonics_batch_size, steps, generator)
     augment = prep.crop_and_mirror() if config.mnemonics_augment else None
     draws = [(batch, augment.draw(len(batch), generator) if augment else ()) for batch in batches]
-    for step in progress.steps("fine-tuning", steps, steps // config.finetune_epochs, config.mnemonics_batch_size):
+    per_epoch, size = steps // config.finetune_epochs, config.mnemonics_batch_size
+    for step in progress.steps("fine-tuning", steps, per_epoch, size, curve="finetune/loss"):
         batch, crops = draws[step]
         images = prep.plain(data.images[batch])
         images = augment.apply(images, *crops) if augment else images

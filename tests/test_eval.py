@@ -181,7 +181,7 @@ def test_checkpoints_that_do_not_fit_are_refused(runs, tmp_path, capsys):
     changed(first, class_order=[0, 0, 1])
     assert "not a checkpoint of this program" in refused(first)
     changed(first, format=1)
-    assert "checkpoint format 1, this version reads format 2" in refused(first)
+    assert "checkpoint format 1, this version reads format 3" in refused(first)
 
 
 MISTAKES = {

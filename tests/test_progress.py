@@ -114,6 +114,6 @@ def test_lines_where_there_is_no_terminal(monkeypatch):
 def test_validation_losses_of_the_exemplars_are_a_curve_over_all_phases():
     log = Log()
     progress = Progress(log=log, phase=2)
-    for step in progress.steps("new exemplars", 3):
+    for step in progress.steps("new exemplars", 6, per_epoch=2, curve="validation_loss"):
         progress.loss = torch.tensor(step / 2)
-    assert log.scalars == [("new exemplars/validation_loss", step / 2, 6 + step) for step in range(3)]
+    assert log.scalars == [("validation_loss", 0.5, 6), ("validation_loss", 1.5, 7), ("validation_loss", 2.5, 8)]

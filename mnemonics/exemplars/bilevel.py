@@ -63,7 +63,9 @@ def optimise_exemplars(
     start = images.detach().clone()
     pixels = Pixels(start, low, high, settings.optimizer, settings.pixel_rate, settings.epochs)
     exemplars = NetworkInput(pixels.images, labels)
-    epochs = progress.steps("new exemplars", settings.epochs, pixels=pixels, generator=generator)
+    epochs = progress.steps(
+        "new exemplars", settings.epochs, curve="exemplars/loss_new", pixels=pixels, generator=generator
+    )
     for epoch in epochs:
         draws = base.draw(labels, generator)
         used, gradient, progress.loss = base.gradient(exemplars, NetworkInput(*validation()), draws, epoch)
@@ -146,8 +148,7 @@ def adjust_old_exemplars(
     exemplars = NetworkInput(pixels.images, memory.data.labels)
     parts = {"pixels": pixels, "generator": generator}
     progress = progress or Progress()
-    epochs = progress.steps("old exemplars", settings.epochs, **parts)
-    for epoch in epochs:
+    for epoch in progress.steps("old exemplars", settings.epochs, curve="exemplars/loss_old", **parts):
         subsets = balanced_subsets(exemplars.labels, settings.subsets, generator)
         for number, subset in enumerate(subsets):
             others = torch.cat(subsets[:number] + subsets[number + 1 :])
