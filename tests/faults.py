@@ -7,6 +7,7 @@ starts in milliseconds instead of the seconds that torch takes.
 import builtins
 import contextlib
 import errno
+import gc
 import importlib
 import io
 import itertools
@@ -97,8 +98,8 @@ class Disk:
     Counted are: making files and folders, write, fsync, rename and removal.
     """
 
-    def __init__(self, number: int | None = None, happens: str = "ENOSPC", lasting: bool = False, skip: str = "/proc"):
-        self.number, self.happens, self.lasting, self.skip = number, happens, lasting, skip
+    def __init__(self, number: int | None = None, happens: str = "ENOSPC", lasting: bool = False):
+        self.number, self.happens, self.lasting = number, happens, lasting
         self.operations: list[str] = []
         self.open, self.functions = io.open, {n: getattr(os, n) for n in ("replace", "fsync", "mkdir", "unlink")}
         for name, function in self.functions.items():
@@ -124,12 +125,10 @@ class Disk:
             half()
             os.kill(os.getpid(), signal.SIGKILL if self.happens == "kill" else signal.SIGTERM)
             return
-        if half is not bool:  # the disk takes what it has room for, then refuses; Python's writers ask again
-            half()
-            raise OSError(getattr(errno, self.happens), os.strerror(getattr(errno, self.happens)))
+        half()  # the disk takes what it has room for, then refuses
         code = getattr(errno, self.happens)
-        names = () if isinstance(target, int) else (str(target),)  # fsync knows no name
-        raise OSError(code, os.strerror(code), *names)
+        nameless = isinstance(target, int) or operation.startswith("write")
+        raise OSError(code, os.strerror(code), *() if nameless else (str(target),))
 
     def opened(self, file: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, errors: Any = None,
                newline: Any = None, closefd: bool = True, opener: Any = None) -> Any:  # fmt: skip
@@ -253,8 +252,9 @@ def serve() -> None:
     """Answer requests: {"arguments", "files", "faults"} starts a child, {"ended": pid} asks whether it has ended,
     {"wait": pid} waits for that."""
     answers = os.fdopen(os.dup(1), "w")
-    ended: dict[int, int] = {}
     warm_up()
+    gc.collect()
+    gc.freeze()  # the children share what is there, and need not copy it to look at it
     for line in sys.stdin:
         request = json.loads(line)
         if "arguments" in request:
@@ -268,9 +268,7 @@ def serve() -> None:
             info = os.waitid(os.P_PID, request["ended"], os.WEXITED | os.WNOHANG | os.WNOWAIT)
             answer = {"ended": info is not None}
         else:
-            pid = request["wait"]
-            ended[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            answer = {"status": ended.pop(pid)}
+            answer = {"status": os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])}
         print(json.dumps(answer), file=answers, flush=True)
 
 

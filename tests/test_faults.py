@@ -25,9 +25,9 @@ from mnemonics import checkpoint, experiment, report, runfolder, setup
 from mnemonics.config import UsageError, parse_args
 from mnemonics.data.sources import load_source
 
-KILLS, KILLS_IN_WRITES, KILLS_OF_THE_COMMAND = 40, 20, 3
+KILLS, KILLS_IN_WRITES, KILLS_OF_THE_COMMAND = 40, 10, 3
 CORRUPTIONS = 200  # half of them of a finished run folder
-WRITE_FAULTS = 60
+WRITE_FAULTS = 40
 DAMAGED_PHASES = 20
 FUZZ = 300
 SEED = 1993
@@ -238,7 +238,9 @@ def test_every_checkpoint_is_a_point_to_go_on_from(images_in_files, tmp_path, mo
     if method == "bic":
         flags = without(flags, "--nb_protos")
     if method == "files":
-        flags = [*without(flags, "--nb_cl_fg", "--nb_cl"), "--nb_cl_fg", 2, "--nb_cl", 2]
+        flags = [*without(flags, "--nb_cl_fg", "--nb_cl"), "--nb_cl_fg", 2, "--nb_cl", 4]
+    elif method != "lucir":  # two phases are enough
+        flags = [*without(flags, "--nb_cl"), "--nb_cl", 6]
     flags = [str(flag).format(tmp=tmp_path) for flag in flags]
     source = load_source(parse_args(flags))
     monkeypatch.setattr(setup, "load_source", lambda config: source)
@@ -264,7 +266,7 @@ def test_every_checkpoint_is_a_point_to_go_on_from(images_in_files, tmp_path, mo
         except Stop:
             points.append(resume_point(tmp_path / "parts"))
     assert outcome_of(tmp_path / "parts") == outcome_of(tmp_path / "whole")
-    assert len(set(points)) == len(points) >= 20
+    assert len(set(points)) == len(points) >= 12, points
     assert {loop for _, _, loop, _ in points} >= {"training", "old exemplars"}
 
 
