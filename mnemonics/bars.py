@@ -27,10 +27,8 @@ class Bar:
     def __init__(
         self, title: str, steps: int, first: int, per_epoch: int, images: int | None, say: Callable[[str], None] | None
     ):
-        self.title, self.steps, self.first, self.per_epoch, self.images, self.say = (
-            *(title, steps, first, per_epoch, images),
-            say if is_main() else None,
-        )
+        self.title, self.steps, self.first, self.per_epoch, self.images = title, steps, first, per_epoch, images
+        self.say = say if is_main() else None
         self.on_terminal = sys.stderr.isatty() and is_main()
         self.tqdm = tqdm(
             desc=title,

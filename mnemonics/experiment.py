@@ -61,15 +61,8 @@ def progress_of(
 ) -> Progress:
     """The progress of the phase that follows `state`, from `partial` on; written into the run folder by rank 0."""
     write = functools.partial(save_partial, experiment, contents(experiment, state)) if is_main() else None
-    return Progress(
-        write,
-        experiment.config.checkpoint_minutes,
-        signals,
-        experiment.device,
-        partial,
-        len(state.phases),
-        log,
-    )
+    minutes, number = experiment.config.checkpoint_minutes, len(state.phases)
+    return Progress(write, minutes, signals, experiment.device, partial, number, log)
 
 
 def run_phase(
