@@ -21,7 +21,7 @@ from faults import ROOT, Outcome, Server
 from PIL import Image
 
 from eval.checkpoints import read_state
-from mnemonics import checkpoint, experiment, report, runfolder, setup
+from mnemonics import checkpoint, experiment, runfolder, runlog, setup
 from mnemonics.config import UsageError, parse_args
 from mnemonics.data.sources import load_source
 
@@ -245,8 +245,10 @@ def test_every_checkpoint_is_a_point_to_go_on_from(images_in_files, tmp_path, mo
     source = load_source(parse_args(flags))
     monkeypatch.setattr(setup, "load_source", lambda config: source)
     monkeypatch.setattr(runfolder, "environment", lambda device: {})
-    monkeypatch.setattr(report, "plot_accuracy", lambda *arguments: None)
-    monkeypatch.setattr(report, "plot_exemplars", lambda *arguments: None)
+    for drawing in ("plot_accuracy", "write_report"):
+        monkeypatch.setattr(runfolder, drawing, lambda *arguments: None)
+    monkeypatch.setattr(experiment, "draw_exemplars", lambda *arguments: arguments[0].folder / "exemplars.png")
+    monkeypatch.setattr(runlog.RunLog, "image", lambda *arguments: None)
     experiment.run(parse_args([*flags, "--out", str(tmp_path / "whole")]))
     shutil.rmtree(tmp_path / "phase0", ignore_errors=True)
 
