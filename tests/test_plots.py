@@ -12,9 +12,10 @@ import pytest
 import torch
 from pictures import BLUE, GREEN, ORANGE, count, pixels
 
-from mnemonics import experiment
+from mnemonics import checkpoint, experiment
 from mnemonics.config import parse_args
 from mnemonics.models.layers import BiasCorrected, CosineLinear
+from mnemonics.runs import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--dataset digits --max_images_per_class 40 --nb_phases 5 --network resnet8 --epochs 1 --nb_protos 2 "
@@ -55,7 +56,7 @@ def joint(tmp_path_factory):
 def another_seed(folder, out, points):
     """A copy of a finished run as another seed would have made it, `points` better in every phase."""
     shutil.copytree(folder, out)
-    results = json.loads((out / "results.json").read_text())
+    results = load(out)
     results["config"]["random_seed"] += 1
     for phase in results["phases"]:
         phase["accuracy"]["cnn"] += points
@@ -64,7 +65,7 @@ def another_seed(folder, out, points):
 
 
 def load(folder):
-    return json.loads((folder / "results.json").read_text())
+    return read_results(folder / "results.json")
 
 
 # curves
@@ -249,7 +250,7 @@ def test_plot_tsne_tells_a_mistake_in_one_line(runs, tmp_path, capsys, arguments
         stored = torch.load(runs[1] / "phase_0.pt", weights_only=True)
         if name == "finetune":
             stored["exemplars"] = {key: value[:0] for key, value in stored["exemplars"].items()}
-        torch.save(stored | change, tmp_path / name / "phase_0.pt")
+        checkpoint.save(tmp_path / name / "phase_0.pt", stored | change)
     names = {"run": runs[1], "tmp": tmp_path, "other": other, "finetune": tmp_path / "finetune"}
     arguments = [argument.format(**names) for argument in arguments]
     phases = [] if "--phases" in arguments else ["--phases", "0"]
