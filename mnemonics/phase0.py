@@ -114,7 +114,7 @@ def locked(folder: Path, key: str, progress: Progress) -> Iterator[None]:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, worker processes do not inherit it
                 break
-            except OSError:
+            except (BlockingIOError, PermissionError):  # which of them, depends on the system
                 progress.between(None, dict)  # a run can be stopped here, too
                 time.sleep(POLL_SECONDS)
         yield

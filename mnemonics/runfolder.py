@@ -64,7 +64,7 @@ def in_hand(experiment: Experiment) -> Iterator[None]:
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, worker processes do not inherit it
-        except OSError:
+        except (BlockingIOError, PermissionError):  # which of them, depends on the system
             file.seek(0)
             holder = file.read().decode(errors="replace") or "?"
             raise UsageError(
