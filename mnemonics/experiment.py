@@ -24,7 +24,7 @@ from mnemonics.progress import Partial, Progress
 from mnemonics.protocol import Phase
 from mnemonics.runfolder import contents, finished_results, in_hand, open_run, save_partial, save_phase
 from mnemonics.runlog import RunLog
-from mnemonics.runtime import peak_memory_bytes, seed_of
+from mnemonics.runtime import give_back_memory, peak_memory_bytes, seed_of
 from mnemonics.setup import Experiment, State, announcement, set_up
 from mnemonics.training import finetune_on_exemplars, train_phase
 
@@ -52,6 +52,7 @@ def run(user: ExperimentConfig) -> tuple[dict, Path]:
                     from_main(functools.partial(save_phase, experiment, phase, state))
                     log.line(phase_line(state.phases[-1]))
                     partial = None
+                    give_back_memory()
                     signals.check()
             return from_main(lambda: finished_results(experiment, state)), experiment.folder
 

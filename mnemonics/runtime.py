@@ -1,5 +1,6 @@
 """Device, random generators, clock and the facts about the machine that results.json records."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -98,6 +99,13 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def give_back_memory() -> None:
+    """Give memory that is free back to the system. glibc keeps it, in pieces that what comes next may not fit into."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+    if trim is not None:
+        trim(0)
 
 
 def environment(device: torch.device) -> dict[str, str | int]:
