@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 from mnemonics import distributed
-from mnemonics.config import UsageError, parse_args, repetitions
+from mnemonics.checks import UsageError
+from mnemonics.config import parse_args, repetitions
 from mnemonics.experiment import run
 from mnemonics.failures import RunError
 from mnemonics.interruption import Interrupted

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from eval.checkpoints import FIXED, Loaded, Target, with_flags
-from mnemonics.config import ExperimentConfig, UsageError
+from mnemonics.checks import UsageError
+from mnemonics.config import ExperimentConfig
 from mnemonics.legacy import read_order
 from mnemonics.legacy_networks import read_network
 

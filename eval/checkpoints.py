@@ -15,7 +15,8 @@ from torch import nn
 
 from mnemonics import checkpoint
 from mnemonics.baselines import BASELINES
-from mnemonics.config import FIELDS, ExperimentConfig, UsageError, check
+from mnemonics.checks import UsageError
+from mnemonics.config import FIELDS, ExperimentConfig, check
 from mnemonics.data.batches import LabelledImages
 from mnemonics.legacy import refuse_what_is_no_pickle
 from mnemonics.legacy_records import LegacyError

@@ -22,7 +22,8 @@ import torch
 from eval.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_settings, model_files, stored_order
 from eval.checkpoints import protocol_of
 from mnemonics import checkpoint
-from mnemonics.config import ExperimentConfig, UsageError
+from mnemonics.checks import UsageError
+from mnemonics.config import ExperimentConfig
 from mnemonics.legacy_networks import LegacyNetwork, read_network
 from mnemonics.models.layers import ScaledConv2d
 from mnemonics.protocol import Protocol, class_order

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from eval.authors import DATASETS, FOLDER_NAME
 from eval.fetch import fetch_drive, fetch_http
 from mnemonics.checkpoint import write_json
-from mnemonics.config import UsageError, check_setting
+from mnemonics.checks import UsageError, check_setting
 from mnemonics.legacy import html_title
 
 DRIVE_ID = "1sKO2BOssWgTFBNZbM50qDzgk6wqg4_l8"

@@ -23,7 +23,7 @@ from torch import Tensor
 from eval.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_target
 from eval.checkpoints import PHASE_FILE, Loaded, Target, own_target, protocol_of
 from eval.output import check_out, contradictions, phase_line, summary_of, without_exemplars, write
-from mnemonics.config import UsageError, check_setting
+from mnemonics.checks import UsageError, check_setting
 from mnemonics.data.batches import Preprocessing
 from mnemonics.data.sources import load_source
 from mnemonics.evaluation import accuracies, class_means, confusion_matrix, predict

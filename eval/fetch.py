@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from mnemonics.checkpoint import write_json
-from mnemonics.config import UsageError
+from mnemonics.checks import UsageError
 from mnemonics.legacy import html_title
 
 TRIES = 5  # in a row that bring nothing

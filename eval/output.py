@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mnemonics.checkpoint import atomic_write, write_json
-from mnemonics.config import UsageError
+from mnemonics.checks import UsageError
 from mnemonics.evaluation import summary
 from mnemonics.figures import DPI, draw_confusion, save_figure
 from mnemonics.tables import markdown

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mnemonics.config import UsageError
+from mnemonics.checks import UsageError
 from mnemonics.legacy_pickle import STORAGES, TorchMachine
 from mnemonics.legacy_records import LARGEST, LegacyError, ModuleRecord, Storage, StorageView
 from mnemonics.safe_pickle import Machine, Name, PickledArray, PickleError, described

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mnemonics.config import UsageError
+from mnemonics.checks import UsageError
 from mnemonics.legacy import read_module
 from mnemonics.legacy_records import LegacyError, ModuleRecord
 from mnemonics.models import make_network

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from mnemonics import checkpoint
-from mnemonics.config import ExperimentConfig, UsageError, result_settings
+from mnemonics.checks import UsageError
+from mnemonics.config import ExperimentConfig, result_settings
 from mnemonics.data.batches import LabelledImages
 from mnemonics.distributed import from_main, is_main
 from mnemonics.progress import Progress

@@ -156,6 +156,7 @@ class Progress:
             self.signals.check()
 
     def save(self, loop: str | None, parts: dict[str, Any]) -> None:
+        """Write a checkpoint: `parts` with the number of the next "step" of `loop`, or nothing between two stages."""
         if self.write is None or self.model is None or not is_finite(self.model):  # that would be of no use
             return
         step = parts.pop("step", 0)

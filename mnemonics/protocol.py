@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mnemonics.config import UsageError
+from mnemonics.checks import UsageError
 
 
 @dataclass(frozen=True)

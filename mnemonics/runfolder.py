@@ -13,7 +13,8 @@ import torch
 
 from mnemonics import checkpoint
 from mnemonics.baselines import BASELINES
-from mnemonics.config import ExperimentConfig, UsageError, result_settings
+from mnemonics.checks import UsageError
+from mnemonics.config import ExperimentConfig, result_settings
 from mnemonics.data.batches import LabelledImages
 from mnemonics.distributed import from_main, is_main
 from mnemonics.evaluation import summary

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mnemonics.config import ExperimentConfig, UsageError
+from mnemonics.checks import UsageError
+from mnemonics.config import ExperimentConfig
 from mnemonics.distributed import local_rank, local_world, world
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from eval.checkpoints import FIXED, Target, own_target
 from eval.evaluate import check_fit, experiment_of
 from mnemonics.checkpoint import write_json
-from mnemonics.config import UsageError
+from mnemonics.checks import UsageError
 from mnemonics.data.batches import rank_within_class
 from mnemonics.evaluation import class_means, features_of
 from mnemonics.figures import COLOURS, DPI, GREY, save_figure

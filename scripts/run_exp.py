@@ -25,7 +25,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
 
-from mnemonics.config import ExperimentConfig, UsageError, check_setting, parse_args
+from mnemonics.checks import UsageError, check_setting
+from mnemonics.config import ExperimentConfig, parse_args
 from mnemonics.data.sources import load_source
 from mnemonics.presets import run_name, settled
 from mnemonics.sweep import Run, Sweep

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from mnemonics.config import BOUNDS, FIELDS, ExperimentConfig, UsageError, build_parser, parse_args
+from mnemonics.checks import UsageError
+from mnemonics.config import BOUNDS, FIELDS, ExperimentConfig, build_parser, parse_args
 from mnemonics.presets import resolved, run_name
 
 

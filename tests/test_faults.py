@@ -22,7 +22,8 @@ from PIL import Image
 
 from eval.checkpoints import read_state
 from mnemonics import checkpoint, experiment, runfolder, runlog, setup
-from mnemonics.config import UsageError, parse_args
+from mnemonics.checks import UsageError
+from mnemonics.config import parse_args
 from mnemonics.data.sources import load_source
 
 KILLS, KILLS_IN_WRITES, KILLS_OF_THE_COMMAND = 40, 10, 3

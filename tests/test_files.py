@@ -17,7 +17,8 @@ from torchvision.transforms import v2
 
 import main
 from mnemonics import checkpoint, experiment
-from mnemonics.config import ExperimentConfig, UsageError, parse_args
+from mnemonics.checks import UsageError
+from mnemonics.config import ExperimentConfig, parse_args
 from mnemonics.data.batches import LabelledImages, Preprocessing, StreamedBatches
 from mnemonics.data.files import Decoder
 from mnemonics.data.folders import read_folders

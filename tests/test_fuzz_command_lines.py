@@ -15,7 +15,8 @@ from test_files import picture
 
 from eval import convert_legacy, download_checkpoints, evaluate
 from mnemonics import setup
-from mnemonics.config import FIELDS, UsageError, parse_args, repetitions
+from mnemonics.checks import UsageError
+from mnemonics.config import FIELDS, parse_args, repetitions
 from scripts import run_exp
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,8 @@ import main
 from mnemonics import checkpoint, experiment
 from mnemonics.baselines import BASELINES
 from mnemonics.baselines.bic import BiC
-from mnemonics.config import BOUNDS, UsageError, parse_args
+from mnemonics.checks import UsageError
+from mnemonics.config import BOUNDS, parse_args
 
 TINY = ("--dataset digits --nb_cl_fg 6 --nb_cl 2 --network resnet8 --epochs 1 --mnemonics_epochs 1 --mnemonics_steps 2 "
         "--max_images_per_class 30").split()  # fmt: skip

@@ -18,7 +18,7 @@ from PIL import Image
 from test_files import TINY, picture, preprocessing, read
 
 import main
-from mnemonics.config import UsageError
+from mnemonics.checks import UsageError
 from mnemonics.data import files, folders
 from mnemonics.data.batches import LabelledImages, StreamedBatches
 from mnemonics.data.files import Decoder

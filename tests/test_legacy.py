@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from mnemonics import legacy
-from mnemonics.config import UsageError
+from mnemonics.checks import UsageError
 from mnemonics.legacy_networks import read_network
 from mnemonics.legacy_records import TensorRecord
 from mnemonics.models.layers import ScaledConv2d, SplitCosineLinear

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mnemonics.config import UsageError
+from mnemonics.checks import UsageError
 from mnemonics.paper import paper_rows
 from mnemonics.sweep import (
     Sweep,

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR100
 
-from mnemonics.config import ExperimentConfig, UsageError
+from mnemonics.checks import UsageError
+from mnemonics.config import ExperimentConfig
 from mnemonics.data import cifar100
 from mnemonics.data.cifar100 import ARCHIVE, FOLDER
 from mnemonics.data.sources import ImageSource, load_source

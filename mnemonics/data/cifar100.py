@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnemonics.config import UsageError, printable
+from mnemonics.checks import UsageError, printable
 from mnemonics.data.folders import Split, inode_of, notice_of_links
 from mnemonics.data.images import ImageError, read_rgb
 from mnemonics.safe_pickle import Machine, PickledArray, PickleError

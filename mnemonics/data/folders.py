@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnemonics.config import UsageError, printable
+from mnemonics.checks import UsageError, printable
 from mnemonics.data.files import FileImages
 from mnemonics.data.images import ImageError, size_of
 from mnemonics.distributed import local_world
