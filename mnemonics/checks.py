@@ -7,6 +7,7 @@ from typing import Any
 
 NON_NEGATIVE = (
     *("finetune_epochs", "custom_momentum", "custom_weight_decay", "beta", "lamda", "dist", "lw_mr"),
+    "mnemonics_disturb",
     *("gpu", "num_workers", "random_seed", "order_seed", "checkpoint_minutes"),
 )
 LARGEST = 2**31 - 1  # of all other whole numbers: what PyTorch takes as a size, or as a number of anything

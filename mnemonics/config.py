@@ -112,8 +112,8 @@ class ExperimentConfig:
     )
     mnemonics_variant: str = setting(
         "unroll",
-        "what the exemplar gradient runs through: K steps on all weights, K steps on the classifier's weights, or the "
-        "class means of the exemplars' features",
+        "what the exemplar gradient runs through: K steps on all weights, K steps on the classifier's weights, or "
+        "the class means of the exemplars' features",
         choices=("unroll", "unroll-fc", "class-mean"),
     )
     mnemonics_base: str | None = setting(
@@ -129,8 +129,15 @@ class ExperimentConfig:
         None, "K: base-level steps that the exemplar gradient runs back through (by preset)", type=int
     )
     mnemonics_lr: float | None = setting(None, "a2: learning rate of the base level (by preset)", type=float)
-    mnemonics_batch_size: int | None = setting(
-        None, "batch size of base level, exemplar validation and fine-tuning (by preset)", type=int
+    mnemonics_batch_size: int | None = setting(None, "batch size of base level and fine-tuning (by preset)", type=int)
+    mnemonics_val_batch_size: int | None = setting(
+        None, "validation images of each update of the exemplars (by preset)", type=int
+    )
+    mnemonics_disturb: float | None = setting(
+        None,
+        "noise on the model that exemplars are optimised for, drawn anew for each update, so that they also suit what "
+        "later phases make of it: its size relative to the weights (by preset)",
+        type=float,
     )
     mnemonics_epochs: int | None = setting(
         None, "exemplar updates per phase, of new exemplars and in adjusting each (by preset)", type=int

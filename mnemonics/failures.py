@@ -9,7 +9,7 @@ from torch import nn
 from mnemonics.progress import Progress, is_finite
 from mnemonics.protocol import Phase
 
-UNROLL_FLAGS = "--mnemonics_batch_size, --mnemonics_steps or --nb_protos"
+UNROLL_FLAGS = "--mnemonics_batch_size, --mnemonics_val_batch_size, --mnemonics_steps or --nb_protos"
 LESS_MEMORY = {  # stage -> what makes it smaller
     "training": "--train_batch_size",
     "exemplar choice": "--eval_batch_size",

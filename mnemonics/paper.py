@@ -59,7 +59,8 @@ def unused(config: dict[str, Any]) -> set[str]:
         "beta": baseline in ("lwf", "icarl"),
         "exemplars nb_protos total_memory": baseline not in BOUNDS,
         "mnemonics_base mnemonics_start": optimises,
-        "mnemonics_variant mnemonics_steps mnemonics_lr mnemonics_epochs mnemonics_outer_lr mnemonics_optimizer": level,
+        "mnemonics_variant mnemonics_steps mnemonics_lr mnemonics_epochs mnemonics_outer_lr mnemonics_optimizer "
+        "mnemonics_val_batch_size mnemonics_disturb": level,
         "mnemonics_batch_size mnemonics_augment": level or tuned,
         "mnemonics_subsets": adjusts,
         "finetune_lr": tuned,

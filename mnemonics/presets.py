@@ -17,10 +17,12 @@ IMAGENET_SIZE = 224  # pixels
 EXEMPLAR_PRESETS = {
     "default": {
         "mnemonics_base": "new",
-        "mnemonics_start": "random",
+        "mnemonics_start": "herding",
         "mnemonics_steps": 15,
         "mnemonics_lr": 0.01,
         "mnemonics_batch_size": 128,
+        "mnemonics_val_batch_size": 512,
+        "mnemonics_disturb": 0.2,
         "mnemonics_epochs": 20,
         "mnemonics_outer_lr": 0.01,
         "mnemonics_optimizer": "adam",
@@ -32,6 +34,8 @@ EXEMPLAR_PRESETS = {
         "mnemonics_steps": 50,
         "mnemonics_lr": 0.01,
         "mnemonics_batch_size": 128,
+        "mnemonics_val_batch_size": 128,
+        "mnemonics_disturb": 0.0,
         "mnemonics_epochs": 50,
         "mnemonics_outer_lr": 0.01,
         "mnemonics_optimizer": "sgd",

@@ -9,8 +9,10 @@
 On real CIFAR-100, by default with iCaRL's loss (--flags). "one": a model is trained once on 10 classes, then on 10 new
 ones and 20 random exemplars of each old one; for every row the exemplars of that phase are made, the model is
 fine-tuned on nothing but the exemplars and tested on the test images of all 20 classes: the yardstick of the method.
-"zero" is the same after phase 0, with its 10 classes. "runs": phases of 10 and 5 x 2 classes. A row is a set of
-main.py's flags on top of SETTINGS (in "runs": of the defaults). Results are appended to a JSON-lines file; rows that
+"zero" is the same after phase 0, with its 10 classes. "next": exemplars are made after phase 0 (50 classes), the next
+phase (10) is trained with them, and the model fine-tuned and tested: what exemplars are worth later on. "runs": phases
+of 10 and 5 x 2 classes. A row is a set of main.py's flags on top of SETTINGS (in "next" and "runs": of the defaults).
+Results are appended to a JSON-lines file; rows that
 are in it already are skipped, so that the study can be stopped and continued, or shared out with --rows.
 """
 
@@ -35,6 +37,7 @@ from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkIn
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.experiment import (
     evaluate,
+    finetune,
     learn_classes,
     mean_change,
     renew_exemplars,
@@ -50,6 +53,7 @@ from mnemonics.runtime import environment, seed_of
 from mnemonics.setup import Experiment, State, set_up
 from mnemonics.training import finetune_on_exemplars
 
+CLASSES = {"next": (50, 10), "runs": (10, 2)}  # of phase 0, of each later phase; else 10 and 10
 FLAGS = "--baseline icarl --no-weight_transfer"  # of results without the field "flags"
 SETTINGS = (
     "--mnemonics_steps 15 --mnemonics_lr 0.01 --mnemonics_batch_size 128 --mnemonics_optimizer sgd "
@@ -89,6 +93,12 @@ ONE = [
     "--mnemonics_preset paper --exemplars random",
     "--mnemonics_preset paper --exemplars herding",
 ]
+NEXT = [
+    "--exemplars random",
+    "--exemplars random --nb_protos 40",
+    "--exemplars herding",
+    "--exemplars mnemonics",
+]
 RUNS = [
     "--exemplars random",
     "--exemplars herding",
@@ -106,7 +116,9 @@ GRADIENTS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("zero", "one", "runs", "gradients", "table"), help="which part of the study")
+    parser.add_argument(
+        "part", choices=("zero", "one", "next", "runs", "gradients", "table"), help="which part of the study"
+    )
     parser.add_argument("--data_dir", default="data", help="where CIFAR-100 is (%(default)s)")
     parser.add_argument("--device", default="auto", help="as in main.py (%(default)s)")
     parser.add_argument("--network", default="resnet8", help="as in main.py (%(default)s)")
@@ -125,7 +137,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     common = f"--data_dir {args.data_dir} --device {args.device} --network {args.network} --epochs {args.epochs} "
-    common += f"--nb_protos {args.nb_protos} --nb_cl_fg 10 --nb_cl {2 if args.part == 'runs' else 10} {args.flags} "
+    first, later = CLASSES.get(args.part, (10, 10))
+    common += f"--nb_protos {args.nb_protos} --nb_cl_fg {first} --nb_cl {later} {args.flags} "
     common += f"--out {args.work_dir}"
     base = set_up(parse_args(common.split()))
     args.work_dir.mkdir(parents=True, exist_ok=True)
@@ -133,18 +146,19 @@ def main() -> None:
     rows = (
         [row.strip() for row in args.rows.split(";")]
         if args.rows
-        else {"zero": ONE, "one": ONE, "runs": RUNS, "gradients": GRADIENTS}[args.part]
+        else {"zero": ONE, "one": ONE, "next": NEXT, "runs": RUNS, "gradients": GRADIENTS}[args.part]
     )
     measure = {
         "zero": functools.partial(measure_one, 0),
         "one": functools.partial(measure_one, 1),
+        "next": measure_next,
         "runs": measure_run,
         "gradients": measure_gradient,
     }[args.part]
     with RunLog(args.work_dir) as log:
         for seed in args.seeds:
             for row in rows:
-                settings = "" if args.part == "runs" or "--mnemonics_preset" in row else SETTINGS
+                settings = "" if args.part in ("next", "runs") or "--mnemonics_preset" in row else SETTINGS
                 key = {"part": args.part, "network": args.network, "epochs": args.epochs, "flags": args.flags}
                 key |= {"settings": settings, "row": row, "seed": seed}
                 if is_done(args.out, key):
@@ -162,9 +176,9 @@ def main() -> None:
 
 def start_state(base: Experiment, part: str, seed: int, work_dir: Path, log: RunLog) -> State:
     """What the rows start from, trained once and kept: in "one" the model after the training of phase 1 and random
-    exemplars of phase 0, the same for all seeds; in "zero" and "gradients" that after the training of phase 0, also the
-    same; in "runs" one per seed."""
-    part = "zero" if part == "gradients" else part
+    exemplars of phase 0, the same for all seeds; in "zero", "next" and "gradients" that after the training of phase 0,
+    also the same; in "runs" one per seed."""
+    part = {"gradients": "zero"}.get(part, part)
     seed, last_phase = (seed if part == "runs" else 1993), (1 if part == "one" else 0)
     config = dataclasses.replace(base.config, random_seed=seed, exemplars="random")
     name = f"{config.baseline}_{config.weight_transfer}" if part == "one" else "phase0"
@@ -197,6 +211,26 @@ def measure_one(index: int, experiment: Experiment, state: State, log: RunLog) -
     finetune_on_exemplars(state.model, state.memory, experiment.prep, experiment.config, draws, Progress())
     after = evaluate(experiment, phase, state)["accuracy"]
     return {"before": before, "after": after, "validation_loss": losses, "change_grey_levels": mean_change(start, new)}
+
+
+def measure_next(experiment: Experiment, state: State, log: RunLog) -> dict:
+    """Make exemplars in phase 0, train phase 1 with them, add random exemplars of its classes and fine-tune: accuracies
+    on all classes seen, in percent, of nearest means after phase 0, and before and after the fine-tuning."""
+    first, second = experiment.protocol.phases[:2]
+    config, baseline = experiment.config, BASELINES[experiment.config.baseline](experiment.config)
+    new_data, _ = split_off(experiment, baseline, first)
+    start, new, losses = renew_exemplars(experiment, first, new_data, config.nb_protos, state, Progress())
+    facts = {"phase0": evaluate(experiment, first, state)["accuracy"], "validation_loss": losses}
+    facts["change_grey_levels"] = mean_change(start, new)
+    later = dataclasses.replace(experiment, config=dataclasses.replace(config, exemplars="random"))
+    new_data, held_out = split_off(later, baseline, second)
+    learn_classes(later, baseline, second, new_data, held_out, state, log, Progress())
+    renew_exemplars(later, second, new_data, config.nb_protos, state, Progress())
+    before = evaluate(later, second, state)
+    finetune(later, baseline, second, state, Progress())
+    after = evaluate(later, second, state)
+    by_origin = {when: result["by_origin"] for when, result in (("before", before), ("after", after))}
+    return facts | {"before": before["accuracy"], "after": after["accuracy"], "by_origin": by_origin}
 
 
 def measure_gradient(experiment: Experiment, state: State, log: RunLog) -> dict:
@@ -235,7 +269,7 @@ def measure_run(experiment: Experiment, state: State, log: RunLog) -> dict:
 def markdown(results: list[dict]) -> str:
     """A table per part of the study: mean and, over several seeds, standard error of each row."""
     lines = []
-    for part, column in (("zero", "after"), ("one", "after"), ("runs", "average_accuracy")):
+    for part, column in (("zero", "after"), ("one", "after"), ("next", "after"), ("runs", "average_accuracy")):
         rows = [r for r in results if r["part"] == part]
         if not rows:
             continue

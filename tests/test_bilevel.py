@@ -82,7 +82,7 @@ def test_optimisation_is_repeatable():
 
 def test_sgd_moves_pixels_by_the_negative_gradient():
     """One epoch from exemplars that no clamp touches, with the gradient of the plain graph."""
-    settings = dataclasses.replace(SETTINGS, optimizer="sgd", epochs=1, pixel_rate=20.0, steps=2)
+    settings = dataclasses.replace(SETTINGS, optimizer="sgd", epochs=1, pixel_rate=20.0, steps=2, disturb=0.0)
     start, data, model = blobs(12), blobs(30, seed=1), network()
     model.eval()
     x = PREP.plain(start.images).requires_grad_()
@@ -134,13 +134,56 @@ def test_joint_validation_holds_all_classes_in_equal_parts(monkeypatch):
         return original(self, exemplars, validation, draws, epoch)
 
     monkeypatch.setattr(BaseLevel, "gradient", spy)
-    settings = dataclasses.replace(SETTINGS, batch_size=20, epochs=3)
+    settings = dataclasses.replace(SETTINGS, val_batch_size=20, epochs=3)
     arguments = (network(), blobs(6, first=2), blobs(300, first=2, seed=1), PREP, settings, draws())
     optimise_new_exemplars(*arguments, old=blobs(40, classes=2))
     assert seen == [[4, 4, 4, 4, 4]] * 3
     seen.clear()
     optimise_new_exemplars(*arguments)
     assert all(counts[:2] == [0, 0] and sum(counts) == 20 for counts in seen)
+
+
+def test_disturbing_puts_new_noise_of_a_given_size_on_the_weights_of_layers_alone():
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    base, generator = BaseLevel(model, dataclasses.replace(SETTINGS, disturb=0.2)), draws()
+    seen = []
+    for _ in range(50):
+        base.disturb(generator)
+        seen.append({name: value.clone() for name, value in base.model.state_dict().items()})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # it has a copy
+    for name, value in before.items():
+        noise = torch.stack([state[name] for state in seen]) - value
+        if name in ("body.0.weight", "classifier.weight"):
+            size = value.square().mean().sqrt()
+            assert torch.allclose(noise.flatten(1).std(1), 0.2 * size, rtol=0.25)  # the last as large as the first
+            assert noise.mean(0).abs().mean() < 0.2 * 0.2 * size  # new every time, around the same weights
+        else:
+            assert not noise.any()
+
+
+def test_without_disturbance_nothing_is_drawn_for_it():
+    generator, untouched = draws(), draws()
+    base = BaseLevel(network(), dataclasses.replace(SETTINGS, disturb=0.0))
+    base.disturb(generator)
+    assert torch.equal(generator.get_state(), untouched.get_state())
+
+
+@pytest.mark.parametrize("disturb", [0.0, 0.5])
+def test_each_update_is_made_for_another_disturbed_model(monkeypatch, disturb):
+    models, gradient = [], BaseLevel.gradient
+
+    def spy(self, *arguments):
+        models.append(self.parameters["body.0.weight"].clone())
+        return gradient(self, *arguments)
+
+    monkeypatch.setattr(BaseLevel, "gradient", spy)
+    settings, model = dataclasses.replace(SETTINGS, disturb=disturb, epochs=2), network()
+    new, _ = optimise_new_exemplars(model, blobs(12), blobs(90, seed=1), PREP, settings, draws())
+    adjust_old_exemplars(model, ExemplarMemory(new), PREP, settings, draws())
+    assert len(models) == 2 + 2 * 2  # of new exemplars, of two halves of old ones
+    different = {tuple(weight.flatten().tolist()) for weight in [*models, model.body[0].weight.detach()]}
+    assert len(different) == (7 if disturb else 1)
 
 
 def test_unroll_fc_is_unroll_restricted_to_the_classifier():
@@ -288,11 +331,12 @@ def test_settings_come_from_the_command_line():
         "--mnemonics_steps 3 --mnemonics_lr 0.2 --mnemonics_epochs 4 --mnemonics_outer_lr 0.5 --mnemonics_batch_size 17"
     )
     flags += " --mnemonics_optimizer sgd --mnemonics_variant unroll-fc --mnemonics_subsets 3"
+    flags += " --mnemonics_val_batch_size 19 --mnemonics_disturb 0.3"
     config = resolved(parse_args(flags.split()))
-    assert BilevelSettings.of(config) == BilevelSettings("unroll-fc", 3, 0.2, 17, 4, 0.5, "sgd", 3)
+    assert BilevelSettings.of(config) == BilevelSettings("unroll-fc", 3, 0.2, 17, 19, 4, 0.5, "sgd", 0.3, 3)
     assert BilevelSettings.of(resolved(parse_args([]))) == BilevelSettings()
     paper = BilevelSettings.of(resolved(parse_args("--mnemonics_preset paper".split())))
-    assert paper == BilevelSettings("unroll", 50, 0.01, 128, 50, 0.01, "sgd", 2)
+    assert paper == BilevelSettings("unroll", 50, 0.01, 128, 128, 50, 0.01, "sgd", 0.0, 2)
 
 
 def test_non_finite_loss_is_an_error_that_names_epoch_and_rates():

@@ -26,10 +26,12 @@ class BilevelSettings:
     variant: str = "unroll"  # or "unroll-fc" (classifier weights only), "class-mean" (no base level)
     steps: int = 15  # K
     rate: float = 0.01  # α
-    batch_size: int = 128  # exemplars per base-level step and images per validation batch
+    batch_size: int = 128  # exemplars per base-level step
+    val_batch_size: int = 512  # images per validation batch
     epochs: int = 20  # updates of the pixels
     pixel_rate: float = 0.01  # β, in units of the network's input, halved every fifth of the epochs
     optimizer: str = "adam"  # or "sgd"
+    disturb: float = 0.2  # relative size of the noise that each update has on θ_0
     subsets: int = 2  # parts of the old exemplars, each adjusted on the others
     cuda_graphs: bool = False  # capture the steps as CUDA graphs
 
@@ -41,9 +43,11 @@ class BilevelSettings:
             config.mnemonics_steps,
             config.mnemonics_lr,
             config.mnemonics_batch_size,
+            config.mnemonics_val_batch_size,
             config.mnemonics_epochs,
             config.mnemonics_outer_lr,
             config.mnemonics_optimizer,
+            config.mnemonics_disturb,
             config.mnemonics_subsets,
             config.cuda_graphs,
         )
@@ -83,7 +87,17 @@ class BaseLevel:
         """
         self.model, self.settings, self.fixed, self.augment = copy.deepcopy(model).eval(), settings, fixed, augment
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        layers = [m for m in self.model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)]
+        self.undisturbed = [(m.weight, m.weight.detach().clone()) for m in layers] if settings.disturb else []
         self.graphed: dict[tuple[torch.Size, ...], GraphedSteps] = {}
+
+    @torch.no_grad()
+    def disturb(self, generator: torch.Generator) -> None:
+        """Put new noise on θ_0: normal, on the weights of convolutions and linear layers, for each of them `disturb`
+        times the root of their mean square."""
+        for weight, undisturbed in self.undisturbed:
+            noise = torch.randn(weight.shape, generator=generator, device=weight.device, dtype=weight.dtype)
+            weight.copy_(undisturbed + self.settings.disturb * undisturbed.square().mean().sqrt() * noise)
 
     def step_loss(
         self, parameters: Parameters, images: Tensor, batch: Tensor, labels: Tensor, *crops: Tensor

@@ -67,6 +67,7 @@ def optimise_exemplars(
         "new exemplars", settings.epochs, curve="exemplars/loss_new", pixels=pixels, generator=generator
     )
     for epoch in epochs:
+        base.disturb(generator)
         draws = base.draw(labels, generator)
         used, gradient, progress.loss = base.gradient(exemplars, NetworkInput(*validation()), draws, epoch)
         pixels.step(used, gradient)
@@ -107,7 +108,7 @@ def optimise_new_exemplars(
     augment = prep.crop_and_mirror() if augmented else None
 
     def validation() -> tuple[Tensor, Tensor]:
-        batch = next(balanced_batches(pool.labels, settings.batch_size, 1, generator))
+        batch = next(balanced_batches(pool.labels, settings.val_batch_size, 1, generator))
         chosen = pool[batch[own_rows()]].loaded()
         return prep.plain(chosen.images), chosen.labels
 
@@ -152,7 +153,8 @@ def adjust_old_exemplars(
         subsets = balanced_subsets(exemplars.labels, settings.subsets, generator)
         for number, subset in enumerate(subsets):
             others = torch.cat(subsets[:number] + subsets[number + 1 :])
-            batch = next(balanced_batches(exemplars.labels[others], settings.batch_size, 1, generator))
+            base.disturb(generator)
+            batch = next(balanced_batches(exemplars.labels[others], settings.val_batch_size, 1, generator))
             draws = base.draw(exemplars.labels[subset], generator)
             validation = exemplars[others[batch[own_rows()]]]
             used, gradient, progress.loss = base.gradient(exemplars[subset], validation, draws, epoch)
