@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mnemonics import checkpoint
 from mnemonics.baselines import BASELINES
-from mnemonics.config import parse_args
+from mnemonics.config import ExperimentConfig, parse_args
 from mnemonics.data.batches import LabelledImages, balanced_batches
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput
 from mnemonics.exemplars.memory import ExemplarMemory
@@ -55,6 +55,8 @@ from mnemonics.training import finetune_on_exemplars
 
 CLASSES = {"next": (50, 10), "runs": (10, 2)}  # of phase 0, of each later phase; else 10 and 10
 FLAGS = "--baseline icarl --no-weight_transfer"  # of results without the field "flags"
+THEN = "--mnemonics_start random --mnemonics_disturb 0"  # defaults when all but "next" was measured
+NEXT_FLAGS = "--baseline lucir --weight_transfer"
 SETTINGS = (
     "--mnemonics_steps 15 --mnemonics_lr 0.01 --mnemonics_batch_size 128 --mnemonics_optimizer sgd "
     "--mnemonics_outer_lr 100 --mnemonics_epochs 20 --finetune_epochs 15"
@@ -96,8 +98,10 @@ ONE = [
 NEXT = [
     "--exemplars random",
     "--exemplars random --nb_protos 40",
+    "--exemplars random --nb_protos 100",
     "--exemplars herding",
     "--exemplars mnemonics",
+    "--mnemonics_disturb 0 --mnemonics_start random",
 ]
 RUNS = [
     "--exemplars random",
@@ -128,9 +132,10 @@ def main() -> None:
     parser.add_argument("--rows", help="the rows to run, separated by semicolons (all)")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/study"), help="models and scratch (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results/exemplar_study.jsonl"), help="results (%(default)s)")
-    parser.add_argument("--flags", default=FLAGS, help="flags of main.py for all rows (%(default)s)")
+    parser.add_argument("--flags", help=f'flags of main.py for all rows ({FLAGS}; "next": {NEXT_FLAGS})')
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
     args = parser.parse_args()
+    args.flags = args.flags or (NEXT_FLAGS if args.part == "next" else FLAGS)
     if args.part == "table":
         print(markdown([json.loads(line) for line in args.out.read_text().splitlines()]))
         return
@@ -163,15 +168,22 @@ def main() -> None:
                 key |= {"settings": settings, "row": row, "seed": seed}
                 if is_done(args.out, key):
                     continue
-                flags = f"{common} {settings} {row} --random_seed {seed}"
-                # set_up filled in what depends on the data; the rest is the row's
-                config = dataclasses.replace(resolved(parse_args(flags.split())), nb_phases=base.config.nb_phases)
+                flags = f"{common} {'' if args.part == 'next' else THEN} {settings} {row} --random_seed {seed}"
+                config = row_config(args.part, flags.split(), base.config.nb_phases)
                 state = start_state(base, args.part, seed, args.work_dir, log)
                 start = time.perf_counter()
                 result = measure(dataclasses.replace(base, config=config), state, log)
                 append(args.out, key | result | {"seconds": round(time.perf_counter() - start, 1),
                                                  "environment": environment(base.device)})  # fmt: skip
                 log.line(f"seed {seed}: {row}: {result}")
+
+
+def row_config(part: str, flags: list[str], nb_phases: int) -> ExperimentConfig:
+    """The settings of a row. Before "next" there was one batch size for the base level and its validation."""
+    config = dataclasses.replace(resolved(parse_args(flags)), nb_phases=nb_phases)
+    if part == "next" or "--mnemonics_val_batch_size" in flags:
+        return config
+    return dataclasses.replace(config, mnemonics_val_batch_size=config.mnemonics_batch_size)
 
 
 def start_state(base: Experiment, part: str, seed: int, work_dir: Path, log: RunLog) -> State:
@@ -269,7 +281,7 @@ def measure_run(experiment: Experiment, state: State, log: RunLog) -> dict:
 def markdown(results: list[dict]) -> str:
     """A table per part of the study: mean and, over several seeds, standard error of each row."""
     lines = []
-    for part, column in (("zero", "after"), ("one", "after"), ("next", "after"), ("runs", "average_accuracy")):
+    for part, column in (("zero", "after"), ("one", "after"), ("runs", "average_accuracy")):
         rows = [r for r in results if r["part"] == part]
         if not rows:
             continue
@@ -283,7 +295,21 @@ def markdown(results: list[dict]) -> str:
             minutes = statistics.mean(r["seconds"] for r in same) / 60
             lines.append(f"| `{which}` | {len(same)} | {' | '.join(accuracy)} | {', '.join(shown)} | {minutes:.1f} |")
         lines.append("")
+    lines += next_table([r for r in results if r["part"] == "next"])
     return "\n".join([*lines, *gradient_table([r for r in results if r["part"] == "gradients"])]).rstrip()
+
+
+def next_table(rows: list[dict]) -> list[str]:
+    """Lines of the table of the part "next"; none without rows."""
+    lines = ["| next: flags | n | NME %, phase 0 | CNN %, phase 1, before fine-tuning | after it | NME % | minutes |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    columns = (("phase0", "nme"), ("before", "cnn"), ("after", "cnn"), ("after", "nme"))
+    for which in dict.fromkeys(map(row_key, rows)):
+        same = [r for r in rows if row_key(r) == which]
+        cells = [mean_and_error([r[when][name] for r in same]) for when, name in columns]
+        minutes = statistics.mean(r["seconds"] for r in same) / 60
+        lines.append(f"| `{which}` | {len(same)} | {' | '.join(cells)} | {minutes:.1f} |")
+    return [*lines, ""] if rows else []
 
 
 def gradient_table(rows: list[dict]) -> list[str]:
@@ -299,8 +325,9 @@ def gradient_table(rows: list[dict]) -> list[str]:
 
 def row_key(result: dict) -> str:
     """What tells the rows of the table apart: the flags of the row, before them whatever is not as in most rows."""
-    flags = result.get("flags", FLAGS)
-    others = ([] if flags == FLAGS else [flags]) + ([] if result["epochs"] == 30 else [f"--epochs {result['epochs']}"])
+    usual_flags, usual_epochs = (NEXT_FLAGS, 12) if result["part"] == "next" else (FLAGS, 30)
+    flags, epochs = result.get("flags", FLAGS), result["epochs"]
+    others = ([] if flags == usual_flags else [flags]) + ([] if epochs == usual_epochs else [f"--epochs {epochs}"])
     return " ".join([*others, result["row"]])
 
 

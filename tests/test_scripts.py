@@ -54,6 +54,21 @@ def test_exemplar_study_measures_continues_and_tabulates(cifar100_mini, tmp_path
     assert "| `--epochs 1 --exemplars random` | 1 | " + f"{results[0]['after']['cnn']:.2f}" in table
 
 
+def test_exemplar_study_follows_exemplars_into_the_next_phase(cifar100_mini, tmp_path):
+    out, rows = tmp_path / "study.jsonl", "--exemplars random; --mnemonics_epochs 1 --mnemonics_steps 2"
+    script("exemplar_study.py", "next", "--data_dir", cifar100_mini, "--epochs", 1, "--nb_protos", 2, "--seeds", 1,
+           "--rows", rows, "--work_dir", tmp_path / "work", "--out", out)  # fmt: skip
+    plain, optimised = (json.loads(line) for line in out.read_text().splitlines())
+    assert len(plain["by_origin"]["before"]["cnn"]) == 2
+    assert plain["change_grey_levels"] == 0 < optimised["change_grey_levels"]
+    assert plain["validation_loss"] is None
+    assert plain["phase0"]["cnn"] == optimised["phase0"]["cnn"]  # one model
+    cells = [f"{plain[when][name]:.2f}" for when, name in
+             (("phase0", "nme"), ("before", "cnn"), ("after", "cnn"), ("after", "nme"))]  # fmt: skip
+    table = script("exemplar_study.py", "table", "--out", out)
+    assert f"| `--epochs 1 --exemplars random` | 1 | {' | '.join(cells)} | " in table
+
+
 def test_the_table_of_the_study_is_that_of_its_raw_numbers():
     table = script("exemplar_study.py", "table")
     assert table in (ROOT / "results" / "exemplar_study.md").read_text(encoding="utf-8")
