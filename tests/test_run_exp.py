@@ -344,8 +344,33 @@ def test_the_scripts_cover_every_number_of_their_table(script, key):
     assert sorted(mine) == sorted(expected)
 
 
+def test_both_tables_in_one_go_hold_all_their_rows_the_most_telling_first():
+    paper = json.loads((ROOT / "results" / "paper_results.json").read_text())
+    table, configs = reproduced("reproduce_cifar100.sh")
+    mine = [({**paper_rows(dataclasses.asdict(config))}, config.nb_phases) for config in configs]
+    for name, key in (("table1", "table1"), ("table2", "table2_lucir_with_weight_transfer")):
+        expected = {(row, int(n)) for row, data in paper[key]["average_accuracy"].items() for n in data["cifar100"]}
+        assert sorted((rows[name], n) for rows, n in mine if name in rows) == sorted(expected)
+    assert table is None  # rows of both
+    assert [rows["table1"] for rows, _ in mine[:4]] == ["lucir", "lucir+mnemonics", "icarl", "icarl+mnemonics"]
+    assert [rows["table2"] for rows, _ in mine[4:6]] == ["random w/o adjusting", "herding w/o adjusting"]
+    alone = [config for config, (rows, _) in zip(configs, mine, strict=True) if not rows]
+    parts = {(c.exemplars == "mnemonics", c.weight_transfer, c.finetune_epochs > 0) for c in alone}
+    assert parts == {(False, True, False), (False, False, True), (True, False, False), (True, False, True)}
+    first_of_10 = [n for _, n in mine].index(10)
+    assert {n for _, n in mine[:first_of_10]} == {5}
+
+
+def test_the_tables_on_a_cpu_are_the_same_rows_with_other_flags():
+    text = (ROOT / "scripts" / "reproduce_cifar100_cpu.sh").read_text()
+    ((line,),) = [re.findall(r'reproduce_cifar100.sh" (.*) "\$@"', text.replace("\\\n", " "))]
+    _, options, flags = run_exp.parse_command_line(line.split())
+    assert (str(options.runs_dir), options.jobs) == ("runs/cifar100_cpu", 2)
+    assert run_exp.parse_main(flags).epochs == 12
+
+
 def test_the_scripts_name_their_data_set():
-    for script in (ROOT / "scripts").glob("reproduce_*.sh"):
+    for script in {*(ROOT / "scripts").glob("reproduce_*.sh")} - {ROOT / "scripts" / "reproduce_cifar100_cpu.sh"}:
         data = {"subset": "imagenet_sub", "imagenet": "imagenet"}.get(script.stem.split("_")[-1], "cifar100")
         commands = re.findall(r"^python main\.py --dataset (\S+) ", script.read_text(), re.M)
         assert set(commands) == {data}
