@@ -95,13 +95,16 @@ ONE = [
     "--mnemonics_preset paper --exemplars random",
     "--mnemonics_preset paper --exemplars herding",
 ]
+FAR = "--mnemonics_epochs 100 --mnemonics_outer_lr 0.05"  # large moves
 NEXT = [
     "--exemplars random",
-    "--exemplars random --nb_protos 40",
-    "--exemplars random --nb_protos 100",
     "--exemplars herding",
     "--exemplars mnemonics",
-    "--mnemonics_disturb 0 --mnemonics_start random",
+    "--mnemonics_variant class-mean --mnemonics_start random --mnemonics_disturb 0 " + FAR,
+    "--mnemonics_variant class-mean --mnemonics_start random --mnemonics_disturb 0.3 " + FAR,
+    "--exemplars random --nb_protos 40",
+    "--exemplars random --nb_protos 100",
+    "--mnemonics_start random --mnemonics_disturb 0",
 ]
 RUNS = [
     "--exemplars random",
