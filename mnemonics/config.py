@@ -151,7 +151,9 @@ class ExperimentConfig:
     mnemonics_optimizer: str | None = setting(
         None, "optimiser of the pixels (by preset)", type=str, choices=("adam", "sgd")
     )
-    mnemonics_augment: bool = setting(False, "crop and mirror the batches of base level and fine-tuning at random")
+    mnemonics_augment: bool | None = setting(
+        None, "crop and mirror the batches of the base level at random (by preset)", type=bool
+    )
     mnemonics_subsets: int = setting(2, "subsets of the old exemplars, each adjusted on the others (at least 2)")
     no_adjust: bool = setting(False, "leave old exemplars as they are (skip Eq. 10)")
     adjust_always: bool = setting(
@@ -162,6 +164,7 @@ class ExperimentConfig:
         "epochs over the exemplars at the end of each phase from phase 1 on (by --method and preset; 0 for none)",
         type=int,
     )
+    finetune_augment: bool = setting(False, "crop and mirror the batches of the fine-tuning at random")
     finetune_lr: float | None = setting(None, "learning rate of the fine-tuning (that of the base level)", type=float)
 
     # running

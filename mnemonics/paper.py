@@ -60,10 +60,10 @@ def unused(config: dict[str, Any]) -> set[str]:
         "exemplars nb_protos total_memory": baseline not in BOUNDS,
         "mnemonics_base mnemonics_start": optimises,
         "mnemonics_variant mnemonics_steps mnemonics_lr mnemonics_epochs mnemonics_outer_lr mnemonics_optimizer "
-        "mnemonics_val_batch_size mnemonics_disturb": level,
-        "mnemonics_batch_size mnemonics_augment": level or tuned,
+        "mnemonics_val_batch_size mnemonics_disturb mnemonics_augment": level,
+        "mnemonics_batch_size": level or tuned,
         "mnemonics_subsets": adjusts,
-        "finetune_lr": tuned,
+        "finetune_lr finetune_augment": tuned,
     }
     return {name for names, used in uses.items() if not used for name in names.split()}
 

@@ -181,14 +181,14 @@ def finetune_on_exemplars(
     """Fine-tune `model` in place on the class-balanced exemplars, which takes away its bias toward the new classes.
 
     This is what the base level of the exemplar optimisation (Eq. 8) rehearses, so it is the same thing: cross-entropy,
-    plain SGD on all weights, class-balanced batches, BatchNorm statistics fixed, augmented only if that is.
+    plain SGD on all weights, class-balanced batches, BatchNorm statistics fixed.
     """
     data = memory.data
     optimizer = SGD((p for p in model.parameters() if p.requires_grad), config.finetune_lr)
     model.eval()
     steps = config.finetune_epochs * math.ceil(len(data) / config.mnemonics_batch_size)
     batches = balanced_batches(data.labels, config.mnemonics_batch_size, steps, generator)
-    augment = prep.crop_and_mirror() if config.mnemonics_augment else None
+    augment = prep.crop_and_mirror() if config.finetune_augment else None
     draws = [(batch, augment.draw(len(batch), generator) if augment else ()) for batch in batches]
     per_epoch, size = steps // config.finetune_epochs, config.mnemonics_batch_size
     for step in progress.steps("fine-tuning", steps, per_epoch, size, curve="finetune/loss"):

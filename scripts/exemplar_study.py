@@ -55,7 +55,9 @@ from mnemonics.training import finetune_on_exemplars
 
 CLASSES = {"next": (50, 10), "runs": (10, 2)}  # of phase 0, of each later phase; else 10 and 10
 FLAGS = "--baseline icarl --no-weight_transfer"  # of results without the field "flags"
-THEN = "--mnemonics_start random --mnemonics_disturb 0"  # defaults when all but "next" was measured
+THEN = (
+    "--no-mnemonics_augment --mnemonics_start random --mnemonics_disturb 0"  # defaults when all but "next" was measured
+)
 NEXT_FLAGS = "--baseline lucir --weight_transfer"
 SETTINGS = (
     "--mnemonics_steps 15 --mnemonics_lr 0.01 --mnemonics_batch_size 128 --mnemonics_optimizer sgd "
@@ -76,8 +78,8 @@ ONE = [
     "--no_adjust --mnemonics_steps 30",
     "--no_adjust --mnemonics_epochs 50",
     "--no_adjust --mnemonics_augment",
-    "--mnemonics_augment --exemplars random",
-    "--mnemonics_augment --exemplars herding",
+    "--finetune_augment --exemplars random",
+    "--finetune_augment --exemplars herding",
     "--mnemonics_lr 0.03 --exemplars random",
     "--mnemonics_lr 0.03 --exemplars herding",
     "--no_adjust --mnemonics_lr 0.03",
@@ -104,7 +106,7 @@ NEXT = [
     "--mnemonics_variant class-mean --mnemonics_start random --mnemonics_disturb 0.3 " + FAR,
     "--exemplars random --nb_protos 40",
     "--exemplars random --nb_protos 100",
-    "--mnemonics_start random --mnemonics_disturb 0",
+    "--no-mnemonics_augment --mnemonics_start random --mnemonics_disturb 0",
 ]
 RUNS = [
     "--exemplars random",
@@ -182,11 +184,13 @@ def main() -> None:
 
 
 def row_config(part: str, flags: list[str], nb_phases: int) -> ExperimentConfig:
-    """The settings of a row. Before "next" there was one batch size for the base level and its validation."""
+    """The settings of a row. Before "next", one flag was the batch size of base level and validation, one the
+    augmentation of base level and fine-tuning."""
     config = dataclasses.replace(resolved(parse_args(flags)), nb_phases=nb_phases)
     if part == "next" or "--mnemonics_val_batch_size" in flags:
         return config
-    return dataclasses.replace(config, mnemonics_val_batch_size=config.mnemonics_batch_size)
+    config = dataclasses.replace(config, mnemonics_val_batch_size=config.mnemonics_batch_size)
+    return dataclasses.replace(config, finetune_augment=config.finetune_augment or config.mnemonics_augment)
 
 
 def start_state(base: Experiment, part: str, seed: int, work_dir: Path, log: RunLog) -> State:

@@ -7,6 +7,7 @@ are chosen by their settings, never by the names of their files. Exit status: 0 
 """
 
 import json
+import operator
 import sys
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -47,9 +48,9 @@ class Page:
         return sorted(found, key=lambda results: results["config"]["random_seed"])
 
     def phases(self, rows: Sequence[Sequence[Any]], **common: Any) -> str:
-        """A table with a row per (title, settings): accuracy after each phase, average and forgetting, with 95%
-        confidence intervals, and the paper's average."""
-        body = [self.phases_row(title, common | settings) for title, settings in rows]
+        """A table with a row per (title, settings, settings, ...): accuracy after each phase, average and forgetting,
+        with 95% confidence intervals, and the paper's average."""
+        body = [self.phases_row(title, merged(common, *settings)) for title, *settings in rows]
         numbers = [str(i) for i in range(len(body[0]) - 5)]
         return "\n".join(markdown([["", *numbers, "average", "forgetting", "n", "the paper's average"], *body]))
 
@@ -63,11 +64,11 @@ class Page:
         return [title, *cells, str(len(runs)), percent(paper_number(self.paper, config, "all"))]
 
     def gains(self, rows: Sequence[Sequence[Any]], **common: Any) -> str:
-        """A table with a row per (title, settings, settings of what it is compared with): differences in average
-        accuracy, forgetting and last accuracy between runs of the same seed, with 95% confidence intervals."""
+        """A table with a row per (title, [settings, ...], [settings of what it is compared with, ...]): differences in
+        average accuracy, forgetting and last accuracy between runs of the same seed, with 95% confidence intervals."""
         body = []
         for title, one, other in rows:
-            pairs = self.pairs(common | one, common | other)
+            pairs = self.pairs(merged(common, *one), merged(common, *other))
             cells = [mean(differences, sign="+") for differences in zip(*pairs, strict=True)]
             body.append([title, *cells, str(len(pairs))])
         header = ["", "average accuracy", "forgetting", "last accuracy", "n"]
@@ -86,10 +87,11 @@ class Page:
             raise ValueError(f"no seed with both {one} and {other}")
         return [[a - b for a, b in zip(sides[0][seed], sides[1][seed], strict=True)] for seed in seeds]
 
-    def average(self, metric: str = "average_accuracy", classifier: str | None = None, **settings: Any) -> str:
+    def average(self, *parts: Settings, metric: str = "average_accuracy", **settings: Any) -> str:
         """Mean and confidence interval of a number of the summary, for use in a sentence."""
-        runs = self.runs(**settings)
-        return mean(summaries(runs, metric, classifier or runs[0]["headline"]))
+        chosen = merged(settings, *parts)
+        runs = self.runs(**without_classifier(chosen))
+        return mean(summaries(runs, metric, chosen.get("classifier", runs[0]["headline"])))
 
     def provenance(self, **settings: Any) -> str:
         """Machine, commits and number of the runs with these settings, one sentence."""
@@ -112,6 +114,11 @@ def fits(results: Results, settings: Settings) -> bool:
     if unknown - {"adjust_always"}:
         raise ValueError(f"no setting of a run is called {', '.join(sorted(unknown))}")
     return all(config.get(name) == value for name, value in settings.items())
+
+
+def merged(*parts: Settings) -> Settings:
+    """All of these settings; later ones win."""
+    return reduce(operator.or_, parts)
 
 
 def without_classifier(settings: Settings) -> Settings:
@@ -142,9 +149,8 @@ def page(folder: Path) -> str:
     loader = jinja2.FileSystemLoader(folder)
     settings = {"undefined": jinja2.StrictUndefined, "keep_trailing_newline": True, "autoescape": False}
     calls = Page(folder)
-    public: dict[str, Callable] = {
-        name: getattr(calls, name) for name in ("phases", "gains", "average", "provenance", "number")
-    }
+    public: dict[str, Callable] = {"merged": merged}
+    public |= {name: getattr(calls, name) for name in ("phases", "gains", "average", "provenance", "number")}
     try:
         return jinja2.Environment(loader=loader, **settings).get_template("README.md.j2").render(public)
     except (jinja2.TemplateError, LookupError, TypeError) as error:

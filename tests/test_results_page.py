@@ -69,7 +69,7 @@ def test_icarls_network_output_stands_beside_the_papers_lwf(script, folder):
 
 
 def test_gains_compare_runs_of_the_same_seed_alone(script, folder):
-    template = '{{ gains([("A", {"baseline": "lucir"}, {"baseline": "icarl"})], epochs=12) }}'
+    template = '{{ gains([("A", [{"baseline": "lucir"}], [{"baseline": "icarl"}])], epochs=12) }}'
     assert body(filled_in(script, folder, template))[0] == ["A", "+16.00", "+4.00", "+0.00", "1"]  # 59 - 43, 20 - 16
 
 

@@ -90,7 +90,7 @@ def test_an_exploding_loss_stops_the_run_and_names_epoch_and_rate():
 
 @pytest.mark.parametrize("augmented", [False, True])
 def test_finetuning_is_what_the_unroll_rehearses(augmented):
-    config = ExperimentConfig(finetune_epochs=3, finetune_lr=0.05, mnemonics_batch_size=16, mnemonics_augment=augmented)
+    config = ExperimentConfig(finetune_epochs=3, finetune_lr=0.05, mnemonics_batch_size=16, finetune_augment=augmented)
     memory, model = ExemplarMemory(colours()), network()
     model.train()(PREP.plain(colours().images))
     rehearsal = copy.deepcopy(model).eval()
