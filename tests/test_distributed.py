@@ -23,7 +23,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 RUN = (
     "--dataset digits --nb_cl_fg 6 --nb_phases 2 --network resnet8 --epochs 1 --base_lr 0.001 --nb_protos 5 "
-    "--exemplars herding --adjust_always --mnemonics_epochs 2 --mnemonics_steps 2 --finetune_epochs 2"
+    "--exemplars herding --adjust_always "
+    "--mnemonics_val_batch_size 64 --mnemonics_epochs 2 --mnemonics_steps 2 --finetune_epochs 2"
 ).split()  # so low a rate that the rounding errors of BatchNorm do not grow enough to change what herding chooses
 NAMES = list(distributed_cases.cases(Path(), Path()))
 

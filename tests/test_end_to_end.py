@@ -19,7 +19,8 @@ from mnemonics.config import ExperimentConfig, parse_args
 from mnemonics.data.sources import load_source
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ("--dataset digits --nb_phases 5 --network resnet8 --epochs 2 --nb_protos 4 --mnemonics_epochs 2 "
+TINY = ("--dataset digits --nb_phases 5 --network resnet8 --epochs 2 --nb_protos 4 "
+        "--mnemonics_val_batch_size 64 --mnemonics_epochs 2 "
         "--mnemonics_steps 2 --mnemonics_outer_lr 0.1 --finetune_epochs 2").split()  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from mnemonics.protocol import class_order
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--dataset digits --max_images_per_class 30 --nb_cl_fg 6 --nb_cl 2 --network resnet8 --epochs 1 --nb_protos 10 "
+        "--mnemonics_val_batch_size 64 "
         "--mnemonics_epochs 1 --mnemonics_steps 1 --finetune_epochs 1").split()  # fmt: skip
 NAME = "cifar100_nfg80_ncls10_nproto20_mtl_exp01"
 

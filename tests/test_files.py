@@ -30,6 +30,7 @@ from mnemonics.presets import resolved, run_name
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--dataset folder --nb_cl_fg 2 --nb_cl 1 --network resnet8 --epochs 1 --max_images_per_class 6 --nb_protos 2 "
+        "--mnemonics_val_batch_size 64 "
         "--mnemonics_epochs 1 --mnemonics_steps 2 --finetune_epochs 1 --num_workers 0").split()  # fmt: skip
 
 

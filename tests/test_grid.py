@@ -13,7 +13,8 @@ from mnemonics.baselines.bic import BiC
 from mnemonics.checks import UsageError
 from mnemonics.config import BOUNDS, parse_args
 
-TINY = ("--dataset digits --nb_cl_fg 6 --nb_cl 2 --network resnet8 --epochs 1 --mnemonics_epochs 1 --mnemonics_steps 2 "
+TINY = ("--mnemonics_val_batch_size 64 "
+        "--dataset digits --nb_cl_fg 6 --nb_cl 2 --network resnet8 --epochs 1 --mnemonics_epochs 1 --mnemonics_steps 2 "
         "--max_images_per_class 30").split()  # fmt: skip
 
 

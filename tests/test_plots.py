@@ -19,6 +19,7 @@ from mnemonics.runs import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--dataset digits --max_images_per_class 40 --nb_phases 5 --network resnet8 --epochs 1 --nb_protos 2 "
+        "--mnemonics_val_batch_size 64 "
         "--mnemonics_epochs 1 --mnemonics_steps 1 --finetune_epochs 1 --device cpu").split()  # fmt: skip
 CIFAR = ROOT / "results" / "cifar100_cpu" / "lucir_epochs6.json"
 GREY = (154, 161, 169)

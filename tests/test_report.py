@@ -25,6 +25,7 @@ from mnemonics.runs import Confusion, load_results, read_confusion, write_confus
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "report.py"
 TINY = ("--dataset digits --max_images_per_class 60 --nb_phases 5 --network resnet8 --epochs 1 --nb_protos 2 "
+        "--mnemonics_val_batch_size 64 "
         "--mnemonics_epochs 1 --mnemonics_steps 1 --mnemonics_outer_lr 0.1 --finetune_epochs 1").split()  # fmt: skip
 NASTY = "<script>alert(1)</script> & \"quoted\" 'x' $y_{1}$"
 WIDTHS = (400, 1400)

@@ -33,6 +33,7 @@ sys.modules["run_exp"] = run_exp  # where its dataclass looks itself up
 spec.loader.exec_module(run_exp)
 
 TINY = ("--dataset digits --device cpu --network resnet8 --epochs 1 --nb_phases 1 --nb_cl_fg 5 --nb_protos 2 "
+        "--mnemonics_val_batch_size 64 "
         "--mnemonics_epochs 1 --mnemonics_steps 1 --finetune_epochs 1").split()  # fmt: skip
 LIST = """
 # one that works, twice, and one that diverges
