@@ -55,10 +55,8 @@ def test_exemplar_study_measures_continues_and_tabulates(cifar100_mini, tmp_path
 
 
 def test_exemplar_study_follows_exemplars_into_the_next_phase(cifar100_mini, tmp_path):
-    out, rows = (
-        tmp_path / "study.jsonl",
-        "--exemplars random; --mnemonics_val_batch_size 64 --mnemonics_epochs 1 --mnemonics_steps 2",
-    )
+    out, rows = tmp_path / "study.jsonl", "--exemplars random; --mnemonics_epochs 1 --mnemonics_steps 2"
+    rows += " --mnemonics_val_batch_size 64 --mnemonics_outer_lr 0.1"
     script("exemplar_study.py", "next", "--data_dir", cifar100_mini, "--epochs", 1, "--nb_protos", 2, "--seeds", 1,
            "--rows", rows, "--work_dir", tmp_path / "work", "--out", out)  # fmt: skip
     plain, optimised = (json.loads(line) for line in out.read_text().splitlines())
