@@ -19,32 +19,32 @@ import jinja2
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
 
 from mnemonics.checkpoint import write_if_new
+from mnemonics.config import FIELDS
 from mnemonics.paper import load_paper, paper_number
 from mnemonics.runs import read_results, results_files
 from mnemonics.tables import finished, interval, markdown
 from mnemonics.text_tables import Results, percent
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-LINE = "cifar100_cpu"  # the folder of the runs
 Settings = dict[str, Any]
 
 
 class Page:
-    """What a template can call. Settings are those of config.json; "classifier" is "cnn" or "nme", by default the
-    headline one; "tuned" says whether there was fine-tuning. Raises ValueError where nothing fits."""
+    """What a template can call. Settings are those of config.json, and "tuned": whether there was any fine-tuning, and
+    "device"; "classifier" is "cnn" or "nme", by default the headline one. Raises ValueError where nothing fits."""
 
     def __init__(self, folder: Path):
         self.folder, self.paper = folder, load_paper()
-        self.results = {path: read_results(path) for path in results_files(folder / LINE)}
+        self.results = {path: read_results(path) for path in results_files(folder)}
 
     def runs(self, **settings: Any) -> list[Results]:
         """The finished runs with these settings, by seed."""
         found = [results for results in self.results.values() if finished(results) and fits(results, settings)]
         if not found:
-            raise ValueError(f"no finished run in {LINE}/ with {settings}")
+            raise ValueError(f"no finished run with {settings}")
         seeds = [results["config"]["random_seed"] for results in found]
         if len(set(seeds)) < len(seeds):
-            raise ValueError(f"several runs in {LINE}/ of one seed with {settings}: say what tells them apart")
+            raise ValueError(f"several runs of one seed with {settings}: say what tells them apart")
         return sorted(found, key=lambda results: results["config"]["random_seed"])
 
     def phases(self, rows: Sequence[Sequence[Any]], **common: Any) -> str:
@@ -108,12 +108,12 @@ class Page:
 
 
 def fits(results: Results, settings: Settings) -> bool:
-    """Whether a run has these settings ("tuned": any fine-tuning at all)."""
-    config = results["config"] | {"tuned": results["config"]["finetune_epochs"] > 0}
-    unknown = settings.keys() - config.keys()
-    if unknown - {"adjust_always"}:
+    """Whether a run has these settings."""
+    facts = {"tuned": results["config"]["finetune_epochs"] > 0, "device": results["environment"].get("device")}
+    unknown = settings.keys() - FIELDS.keys() - facts.keys()
+    if unknown:
         raise ValueError(f"no setting of a run is called {', '.join(sorted(unknown))}")
-    return all(config.get(name) == value for name, value in settings.items())
+    return all((results["config"] | facts).get(name) == value for name, value in settings.items())
 
 
 def merged(*parts: Settings) -> Settings:
