@@ -60,8 +60,16 @@ class Page:
         curves = zip(*([phase["accuracy"][name] for phase in results["phases"]] for results in runs), strict=True)
         cells = [f"{interval(values)[0]:.2f}" for values in curves]
         cells += [mean(summaries(runs, metric, name)) for metric in ("average_accuracy", "forgetting")]
-        config = runs[0]["config"] | ({"baseline": "lwf"} if is_lwf(runs[0], name) else {})
-        return [title, *cells, str(len(runs)), percent(paper_number(self.paper, config, "all"))]
+        return [title, *cells, str(len(runs)), percent(self.in_paper(runs[0], name))]
+
+    def in_paper(self, results: Results, classifier: str) -> float | None:
+        """The paper's average accuracy; None for a classifier that it does not have. LwF and iCaRL are one training."""
+        config = results["config"]
+        if config["baseline"] == "icarl" and classifier == "cnn":
+            config = config | {"baseline": "lwf"}
+        elif classifier != results["headline"]:
+            return None
+        return paper_number(self.paper, config, "all")
 
     def gains(self, rows: Sequence[Sequence[Any]], **common: Any) -> str:
         """A table with a row per (title, [settings, ...], [settings of what it is compared with, ...]): differences in
@@ -123,11 +131,6 @@ def merged(*parts: Settings) -> Settings:
 
 def without_classifier(settings: Settings) -> Settings:
     return {name: value for name, value in settings.items() if name != "classifier"}
-
-
-def is_lwf(results: Results, classifier: str) -> bool:
-    """LwF and iCaRL are one training, with two classifiers."""
-    return results["config"]["baseline"] == "icarl" and classifier == "cnn"
 
 
 def summaries(runs: Sequence[Results], metric: str, classifier: str) -> list[float]:

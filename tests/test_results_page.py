@@ -66,6 +66,8 @@ def test_icarls_network_output_stands_beside_the_papers_lwf(script, folder):
     text = filled_in(script, folder, '{{ phases([("A", {"classifier": "cnn"})], baseline="icarl") }}')
     assert body(text)[0][1:8] == ["1.00"] * 6 + ["1.00 +- 0.00"]
     assert body(text)[0][-1] == "49.59"
+    text = filled_in(script, folder, '{{ phases([("A", {"classifier": "nme"})], baseline="lucir", epochs=12) }}')
+    assert body(text)[0][-1] == "-"  # the paper has none by nearest means
 
 
 def test_gains_compare_runs_of_the_same_seed_alone(script, folder):
