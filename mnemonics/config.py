@@ -155,9 +155,12 @@ class ExperimentConfig:
         None, "crop and mirror the batches of the base level at random (by preset)", type=bool
     )
     mnemonics_subsets: int = setting(2, "subsets of the old exemplars, each adjusted on the others (at least 2)")
-    no_adjust: bool = setting(False, "leave old exemplars as they are (skip Eq. 10)")
+    no_adjust: bool | None = setting(
+        None, "leave old exemplars as they are: skip Eq. 10 (by preset, unless --adjust_always)", type=bool
+    )
     adjust_always: bool = setting(
-        False, "adjust old exemplars (Eq. 10) whatever --exemplars is: the paper's rows random and herding of table 2"
+        False,
+        "adjust old exemplars (Eq. 10) whatever --exemplars and the preset are: table 2 has such rows for all three",
     )
     finetune_epochs: int | None = setting(
         None,
@@ -221,7 +224,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for f in FIELDS.values():
         if f.type in (bool, bool | None):
-            action = "store_true" if f.default is False else argparse.BooleanOptionalAction
+            plain = f.default is False or f.name.startswith("no_")
+            action = "store_true" if plain else argparse.BooleanOptionalAction
             parser.add_argument(f"--{f.name}", action=action, default=f.default, help=f.metadata["help"])
         else:
             parser.add_argument(

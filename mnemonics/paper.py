@@ -143,7 +143,7 @@ def paper_rows(config: dict[str, Any]) -> dict[str, str]:
     rows = {}
     if exemplars == "herding" and not (transfer or tuned or adjusts):
         rows["table1"] = baseline
-    if exemplars == "mnemonics" and transfer and tuned and adjusts:
+    if exemplars == "mnemonics" and transfer and tuned:
         rows["table1"] = f"{baseline}+mnemonics"
     if baseline == "lucir" and transfer and tuned:
         rows["table2"] = exemplars if adjusts else f"{exemplars} w/o adjusting"
@@ -153,9 +153,10 @@ def paper_rows(config: dict[str, Any]) -> dict[str, str]:
 
 
 def place(config: dict[str, Any], table: str) -> tuple[str, str] | None:
-    """(table of the paper, row in it) that stands beside such a run; in "all", table 1 comes before table 2."""
-    rows = paper_rows(config)
-    return next(((t, rows[t]) for t in (("table1", "table2") if table == "all" else (table,)) if t in rows), None)
+    """(table of the paper, row in it) that stands beside such a run; in "all", table 1 comes before table 2, but for
+    runs without adjusting, of which only table 2 has rows."""
+    rows, both = paper_rows(config), ("table1", "table2") if adjusted(config) else ("table2", "table1")
+    return next(((t, rows[t]) for t in (both if table == "all" else (table,)) if t in rows), None)
 
 
 def paper_number(paper: dict, config: dict[str, Any], table: str, metric: str = "average_accuracy") -> Any:

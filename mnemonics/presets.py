@@ -16,7 +16,7 @@ LARGE_IMAGES = {"network": "resnet18", "epochs": 90, "lr_drops": "1/3,2/3", "lam
 IMAGENET_SIZE = 224  # pixels
 EXEMPLAR_PRESETS = {
     "default": {
-        "mnemonics_base": "new",
+        "mnemonics_base": "joint",
         "mnemonics_start": "herding",
         "mnemonics_steps": 15,
         "mnemonics_lr": 0.01,
@@ -27,6 +27,7 @@ EXEMPLAR_PRESETS = {
         "mnemonics_epochs": 20,
         "mnemonics_outer_lr": 0.01,
         "mnemonics_optimizer": "adam",
+        "no_adjust": True,
         "finetune_epochs": 15,
     },
     "paper": {
@@ -41,6 +42,7 @@ EXEMPLAR_PRESETS = {
         "mnemonics_epochs": 50,
         "mnemonics_outer_lr": 0.01,
         "mnemonics_optimizer": "sgd",
+        "no_adjust": False,
         "finetune_epochs": 50,
     },
 }
@@ -55,7 +57,8 @@ def resolved(config: ExperimentConfig) -> ExperimentConfig:
         config = dataclasses.replace(config, network=None)
     by_size = LARGE_IMAGES if (config.image_size or 0) > LARGEST_SMALL_IMAGE else SMALL_IMAGES
     bound = {"weight_transfer": False, "finetune_epochs": 0} if config.baseline in BOUNDS else {}
-    for preset in (by_size, bound, METHODS[config.method], EXEMPLAR_PRESETS[config.mnemonics_preset]):
+    always = {"no_adjust": False} if config.adjust_always else {}
+    for preset in (by_size, bound, always, METHODS[config.method], EXEMPLAR_PRESETS[config.mnemonics_preset]):
         missing = {name: value for name, value in preset.items() if getattr(config, name) is None}
         config = dataclasses.replace(config, **missing)
     rest = {"finetune_lr": config.mnemonics_lr} if config.finetune_lr is None else {}

@@ -67,6 +67,8 @@ def label(group: Sequence[Results], paper: dict, table: str) -> Row:
         notes.insert(0, "no such row in the paper's tables 1 and 2")
     elif paper_number(paper, config, table) is None:
         notes.insert(0, f"no number in the paper for {config['dataset']}, N = {config['nb_phases']}")
+    if where is not None and where[0] != "table2" and config["exemplars"] == "mnemonics" and not adjusted(config):
+        notes.append("old exemplars not adjusted (paper: adjusted)")
     return {
         "dataset": config["dataset"],
         "nb_phases": config["nb_phases"],

@@ -50,13 +50,13 @@ python main.py --dataset cifar100 --nb_phases 25 --baseline lwf --method mnemoni
 python main.py --dataset cifar100 --nb_phases 25 --baseline bic --method baseline
 python main.py --dataset cifar100 --nb_phases 25 --baseline bic --method mnemonics
 # the rest of table 2
-python main.py --dataset cifar100 --nb_phases 5 --baseline lucir --method mnemonics --no_adjust
+python main.py --dataset cifar100 --nb_phases 5 --baseline lucir --method mnemonics --adjust_always
 python main.py --dataset cifar100 --nb_phases 5 --baseline lucir --method mnemonics --exemplars random --adjust_always
 python main.py --dataset cifar100 --nb_phases 5 --baseline lucir --method mnemonics --exemplars herding --adjust_always
-python main.py --dataset cifar100 --nb_phases 10 --baseline lucir --method mnemonics --no_adjust
+python main.py --dataset cifar100 --nb_phases 10 --baseline lucir --method mnemonics --adjust_always
 python main.py --dataset cifar100 --nb_phases 10 --baseline lucir --method mnemonics --exemplars random --adjust_always
 python main.py --dataset cifar100 --nb_phases 10 --baseline lucir --method mnemonics --exemplars herding --adjust_always
-python main.py --dataset cifar100 --nb_phases 25 --baseline lucir --method mnemonics --no_adjust
+python main.py --dataset cifar100 --nb_phases 25 --baseline lucir --method mnemonics --adjust_always
 python main.py --dataset cifar100 --nb_phases 25 --baseline lucir --method mnemonics --exemplars random --adjust_always
 python main.py --dataset cifar100 --nb_phases 25 --baseline lucir --method mnemonics --exemplars herding --adjust_always
 END

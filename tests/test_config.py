@@ -6,6 +6,7 @@ import pytest
 
 from mnemonics.checks import UsageError
 from mnemonics.config import BOUNDS, FIELDS, ExperimentConfig, build_parser, parse_args
+from mnemonics.paper import adjusted
 from mnemonics.presets import resolved, run_name
 
 
@@ -45,6 +46,21 @@ def test_preset_paper_is_what_the_paper_says():
     assert (paper.finetune_epochs, paper.finetune_lr, paper.mnemonics_lr) == (50, 0.01, 0.01)
     assert resolved(parse_args("--mnemonics_preset paper --mnemonics_steps 7".split())).mnemonics_steps == 7
     assert resolved(parse_args("--method baseline --mnemonics_preset paper".split())).finetune_epochs == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "adjusts"),
+    [
+        ("", False),
+        ("--mnemonics_preset paper", True),
+        ("--mnemonics_preset paper --no_adjust", False),
+        ("--mnemonics_preset paper --exemplars random", False),
+        ("--adjust_always", True),
+        ("--exemplars herding --adjust_always", True),
+    ],
+)
+def test_old_exemplars_are_adjusted_by_preset_unless_the_flags_say_otherwise(flags, adjusts):
+    assert adjusted(dataclasses.asdict(resolved(parse_args(flags.split())))) == adjusts
 
 
 @pytest.mark.parametrize("bound", BOUNDS)

@@ -219,17 +219,17 @@ def test_real_exemplars_are_training_images_of_their_class(tmp_path, exemplar_me
         assert (own == image).flatten(1).all(1).any()
 
 
-def test_optimised_exemplars_are_not_training_images_and_old_ones_are_adjusted(mnemonics_run, tmp_path):
+def test_optimised_exemplars_are_not_training_images_and_old_ones_are_adjusted_if_asked(mnemonics_run, tmp_path):
     folder = mnemonics_run[0]
     source = load_source(ExperimentConfig(dataset="digits"))
     images, labels = exemplars(folder, 5)
     assert not any((source.train_images == image).flatten(1).all(1).any() for image in images)
     assert labels.tolist() == [label for label in range(10) for _ in range(4)]
     older, _ = exemplars(folder, 4)
-    assert (images[: len(older)] != older).flatten(1).any(1).all()
-    run(tmp_path / "fixed", "--no_adjust")
-    older, newer = exemplars(tmp_path / "fixed", 4)[0], exemplars(tmp_path / "fixed", 5)[0]
-    assert torch.equal(newer[: len(older)], older)
+    assert torch.equal(images[: len(older)], older)
+    run(tmp_path / "adjusted", "--adjust_always")
+    older, newer = exemplars(tmp_path / "adjusted", 4)[0], exemplars(tmp_path / "adjusted", 5)[0]
+    assert (newer[: len(older)] != older).flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("baseline", ["lucir", "bic"])

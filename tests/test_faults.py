@@ -211,11 +211,10 @@ def readable(path):
 
 
 METHODS = {
-    "joint, augmented, sgd": ("--mnemonics_optimizer sgd --mnemonics_augment --mnemonics_base joint "
-                              "--mnemonics_start herding --ncm"),
-    "lucir": "--train_batch_size 11",
+    "sgd": "--mnemonics_optimizer sgd --ncm",
+    "lucir": "--train_batch_size 11 --mnemonics_base new --mnemonics_start random --no-mnemonics_augment",
     "bic": "--baseline bic --total_memory 30 --mnemonics_variant unroll-fc",
-    "icarl": "--method baseline --baseline icarl --adjust_always --mnemonics_subsets 2",
+    "icarl": "--method baseline --baseline icarl --mnemonics_subsets 2",
     "files": "--dataset folder --num_workers 0 --baseline lwf --mnemonics_variant class-mean --phase0_dir {tmp}/phase0",
 }  # fmt: skip
 
@@ -235,7 +234,8 @@ def images_in_files(tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_checkpoint_is_a_point_to_go_on_from(images_in_files, tmp_path, monkeypatch, method):
     """Stopped after each write of a checkpoint, and gone on from each."""
-    flags = [*FLAGS, "--checkpoint_minutes", "0", "--data_dir", images_in_files, *METHODS[method].split()]
+    flags = [*FLAGS, "--adjust_always", "--checkpoint_minutes", "0", "--data_dir", images_in_files]
+    flags += METHODS[method].split()
     if method == "bic":
         flags = without(flags, "--nb_protos")
     if method == "files":
