@@ -55,8 +55,8 @@ from mnemonics.training import finetune_on_exemplars
 
 CLASSES = {"next": (50, 10), "runs": (10, 2)}  # of phase 0, of each later phase; else 10 and 10
 FLAGS = "--baseline icarl --no-weight_transfer"  # of results without the field "flags"
-THEN = (
-    "--no-mnemonics_augment --mnemonics_start random --mnemonics_disturb 0"  # defaults when all but "next" was measured
+THEN = (  # defaults when all but "next" was measured
+    "--no-mnemonics_augment --mnemonics_start random --mnemonics_disturb 0 --mnemonics_base new"
 )
 NEXT_FLAGS = "--baseline lucir --weight_transfer"
 SETTINGS = (
@@ -184,9 +184,12 @@ def main() -> None:
 
 
 def row_config(part: str, flags: list[str], nb_phases: int) -> ExperimentConfig:
-    """The settings of a row. Before "next", one flag was the batch size of base level and validation, one the
-    augmentation of base level and fine-tuning."""
-    config = dataclasses.replace(resolved(parse_args(flags)), nb_phases=nb_phases)
+    """The settings of a row. Before "next", old exemplars were adjusted unless --no_adjust was given, one flag was the
+    batch size of base level and validation, one the augmentation of base level and fine-tuning."""
+    given = parse_args(flags)
+    if part != "next":
+        given = dataclasses.replace(given, no_adjust=bool(given.no_adjust))
+    config = dataclasses.replace(resolved(given), nb_phases=nb_phases)
     if part == "next" or "--mnemonics_val_batch_size" in flags:
         return config
     config = dataclasses.replace(config, mnemonics_val_batch_size=config.mnemonics_batch_size)

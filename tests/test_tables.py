@@ -343,9 +343,10 @@ def test_rows_stand_in_the_order_of_the_paper(paper):
         (
             {"mnemonics_preset": "default"},
             "--mnemonics_base joint (paper: new); --mnemonics_start herding (paper: random); "
-            "--mnemonics_steps 15 (paper: 50); --mnemonics_val_batch_size 512 (paper: 128); --mnemonics_disturb 0.2 (paper: 0.0); "
-            "--mnemonics_epochs 20 (paper: 50); --mnemonics_optimizer adam (paper: sgd); "
-            "--mnemonics_augment on (paper: off); --finetune_epochs 15 (paper: 50)",
+            "--mnemonics_steps 15 (paper: 50); --mnemonics_val_batch_size 512 (paper: 128); "
+            "--mnemonics_disturb 0.2 (paper: 0.0); --mnemonics_epochs 20 (paper: 50); "
+            "--mnemonics_optimizer adam (paper: sgd); --mnemonics_augment on (paper: off); "
+            "--finetune_epochs 15 (paper: 50)",
         ),
         ({"eval_batch_size": 100, "ncm": True, "deterministic": True, "order_seed": 3, "nb_runs": 3}, ""),
     ],
