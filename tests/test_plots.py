@@ -107,12 +107,18 @@ def test_curves_are_called_by_what_they_differ_in(runs, joint):
     other = load(runs[2])
     other["config"]["epochs"] = 7
     groups = [[load(runs[1])], [load(runs[2])], [other], [load(joint)]]
-    assert curves.names_of(groups[1::2]) == ["lucir, mnemonics exemplars; weight_transfer True; finetune_epochs 1; "
-                                             "adjusted True", "joint (upper bound); weight_transfer False; "
-                                             "finetune_epochs 0; adjusted False"]  # fmt: skip
+    assert curves.names_of(groups[1::2]) == [
+        "lucir, mnemonics exemplars; weight_transfer True; finetune_epochs 1",
+        "joint (upper bound); weight_transfer False; finetune_epochs 0",
+    ]
     assert curves.names_of(groups[1:3]) == [
         "lucir, mnemonics exemplars; epochs 1",
         "lucir, mnemonics exemplars; epochs 7",
+    ]
+    other["config"] |= {"epochs": 1, "adjust_always": True}
+    assert curves.names_of(groups[1:3]) == [
+        "lucir, mnemonics exemplars; adjusted False",
+        "lucir, mnemonics exemplars; adjusted True",
     ]
     assert curves.names_of(groups[1:2]) == ["lucir, mnemonics exemplars"]
 
