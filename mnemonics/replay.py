@@ -29,7 +29,7 @@ class Captured:
                 function(*self.inputs)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # a loader's thread pins memory meanwhile
             self.results = function(*self.inputs)
         with torch.no_grad():
             for tensor, value in zip(changed, before, strict=True):
@@ -43,21 +43,23 @@ class Captured:
 
 
 def replayable(function: Callable, changed: Callable[[], Sequence[Tensor]], enabled: bool) -> Callable:
-    """`function` (of tensors), captured at its first call where `enabled`, which needs a CUDA device.
+    """`function` (of tensors whose first dimension is the batch), captured where `enabled`, which needs a CUDA device.
 
-    Calls with other shapes than the first run it as it is: the last, smaller batch of an epoch.
+    It is captured for the largest batch that it was called with so far. Smaller ones run as they are: the last of an
+    epoch, where a resumed run may begin.
 
     Args:
         changed: gives the tensors that a call changes.
     """
     if not enabled:
         return function
-    captured: dict[tuple[torch.Size, ...], Captured] = {}
+    captured: dict[int, Captured] = {}  # of the largest batch, by its size
 
     def call(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        shapes = tuple(tensor.shape for tensor in inputs)
-        if not captured:
-            captured[shapes] = Captured(function, inputs, changed())
-        return (captured.get(shapes) or function)(*inputs)
+        size = len(inputs[0])
+        if size > max(captured, default=0):
+            captured.clear()
+            captured[size] = Captured(function, inputs, changed())
+        return captured.get(size, function)(*inputs)
 
     return call

@@ -61,7 +61,6 @@ def gpu_of_process(device: torch.device, flag: str, count: int) -> torch.device:
             f"{flag} {device}: {local_world()} processes on a machine with {count} CUDA devices; "
             f"torchrun --nproc_per_node={count} would work"
         )
-    torch.cuda.set_device(local_rank())  # what NCCL and everything that is not told a device will use
     return torch.device("cuda", local_rank())
 
 
@@ -74,6 +73,8 @@ def autocast(config: ExperimentConfig, device: torch.device) -> torch.autocast:
 def prepare(device: torch.device, deterministic: bool) -> None:
     """Process-wide settings. Repeatable kernels are always on for a CPU, where they cost nothing. float32 means
     float32: where less precision will do, autocast says so."""
+    if device.index is not None:
+        torch.cuda.set_device(device)  # what NCCL, CUDA graphs and all that is not told a device will use
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,6 +1,7 @@
 """The training step of the fast path (batched augmentation, channels-last, CUDA graphs, bf16) against a plain one."""
 
 import itertools
+import threading
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def test_without_a_gpu_a_replayable_function_is_the_function():
     assert replay.replayable(len, list, enabled=False) is len
 
 
-def test_a_function_is_captured_once_and_other_shapes_run_as_they_are(monkeypatch):
+def test_the_largest_batch_is_captured_and_smaller_ones_run_as_they_are(monkeypatch):
     captures = []
 
     class Recording:
@@ -122,7 +123,9 @@ def test_a_function_is_captured_once_and_other_shapes_run_as_they_are(monkeypatc
     assert call(torch.ones(3)) == ("replayed", 3)
     assert call(torch.ones(2)) == 2
     assert call(torch.zeros(3)) == ("replayed", 0)
-    assert captures == [((torch.Size([3]),), ["weights"])]
+    assert call(torch.ones(4)) == ("replayed", 4)  # the run was resumed with a small batch
+    assert call(torch.ones(3)) == 3
+    assert captures == [((torch.Size([n]),), ["weights"]) for n in (3, 4)]
 
 
 @needs_cuda
@@ -135,6 +138,24 @@ def test_cuda_graphs_take_the_steps_of_the_eager_path(name, phases, monkeypatch)
     assert torch.allclose(graphed, eager, rtol=1e-3)
     for key, value in reference.state_dict().items():
         assert torch.allclose(model.state_dict()[key].float(), value.float(), rtol=1e-2, atol=1e-2), key
+
+
+@needs_cuda
+def test_other_threads_may_pin_memory_during_the_capture():
+    over, work = threading.Event(), torch.ones(64, 64, device="cuda")
+
+    def pin():
+        while not over.is_set():
+            torch.ones(1000).pin_memory()
+
+    thread = threading.Thread(target=pin)
+    thread.start()
+    try:
+        graphs = [replay.Captured(lambda x: (x @ x).sum(), (work,)) for _ in range(20)]
+    finally:
+        over.set()
+        thread.join()
+    assert all(graph(work).item() == 64**3 for graph in graphs)
 
 
 @needs_cuda

@@ -39,15 +39,22 @@ def crop_and_mirror(images: Tensor, crops: Crops, padding: int, fill: Tensor | f
         [n, c, h, w] in channels-last memory format.
     """
     n, _, h, w = images.shape
-    fill = torch.as_tensor(fill, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
-    inside = F.pad(torch.ones(1, 1, h, w, dtype=torch.bool, device=images.device), [padding] * 4)
-    padded = torch.where(inside, F.pad(images, [padding] * 4), fill) if padding else images
+    padded = bordered(images, padding, fill)
     rows = crops.top[:, None] + torch.arange(h, device=images.device)  # (n, h)
     columns = torch.arange(w, device=images.device).expand(n, w)
     columns = crops.left[:, None] + torch.where(crops.mirrored[:, None], w - 1 - columns, columns)  # (n, w)
     index = torch.arange(n, device=images.device)[:, None, None]
     cut = padded[index, :, rows[:, :, None], columns[:, None, :]]  # (n, h, w, c): indexed dimensions come first
     return cut.permute(0, 3, 1, 2)
+
+
+def bordered(images: Tensor, padding: int, fill: Tensor | float) -> Tensor:
+    """`images` [n, c, h, w] with `padding` pixels of `fill` on each side; no value of it passes through the host."""
+    sides = [padding] * 4
+    if not isinstance(fill, Tensor):
+        return F.pad(images, sides, value=fill)
+    inside = F.pad(torch.ones_like(images[:1, :1], dtype=torch.bool), sides)
+    return torch.where(inside, F.pad(images, sides), fill.reshape(-1, 1, 1).to(images))
 
 
 @dataclass(frozen=True)
