@@ -14,14 +14,14 @@ import signal
 import sys
 from pathlib import Path
 
-from mnemonics import distributed
-from mnemonics.checks import UsageError
-from mnemonics.config import parse_args, repetitions
-from mnemonics.experiment import run
-from mnemonics.failures import RunError
-from mnemonics.interruption import Interrupted
-from mnemonics.tables import over_seeds
-from mnemonics.text_tables import results_table
+from mnemonics.algorithm import run
+from mnemonics.config.checks import UsageError
+from mnemonics.config.fields import parse_args, repetitions
+from mnemonics.engine import distributed
+from mnemonics.engine.errors import RunError
+from mnemonics.engine.interruption import Interrupted
+from mnemonics.reporting.tables import over_seeds
+from mnemonics.reporting.text import results_table
 
 
 def main() -> int:

@@ -19,12 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 import torch
 
-from eval.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_settings, model_files, stored_order
-from eval.checkpoints import protocol_of
-from mnemonics import checkpoint
-from mnemonics.checks import UsageError
-from mnemonics.config import ExperimentConfig
-from mnemonics.legacy_networks import LegacyNetwork, read_network
+from mnemonics.config.checks import UsageError
+from mnemonics.config.fields import ExperimentConfig
+from mnemonics.engine import files as checkpoint
+from mnemonics.experiment.stored import protocol_of
+from mnemonics.legacy.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_settings, model_files, stored_order
+from mnemonics.legacy.networks import LegacyNetwork, read_network
 from mnemonics.models.layers import ScaledConv2d
 from mnemonics.protocol import Protocol, class_order
 

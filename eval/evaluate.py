@@ -20,17 +20,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 import torch
 from torch import Tensor
 
-from eval.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_target
-from eval.checkpoints import PHASE_FILE, Loaded, Target, own_target, protocol_of
 from eval.output import check_out, contradictions, phase_line, summary_of, without_exemplars, write
-from mnemonics.checks import UsageError, check_setting
+from mnemonics.config.checks import UsageError, check_setting
 from mnemonics.data.batches import Preprocessing
 from mnemonics.data.sources import load_source
+from mnemonics.engine.device import environment, pick_device, prepare
 from mnemonics.evaluation import accuracies, class_means, confusion_matrix, predict
+from mnemonics.experiment.state import Experiment
+from mnemonics.experiment.stored import PHASE_FILE, Loaded, Target, own_target, protocol_of
+from mnemonics.legacy.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_target
 from mnemonics.models.layers import ScaledConv2d
 from mnemonics.protocol import Phase, class_order
-from mnemonics.runtime import environment, pick_device, prepare
-from mnemonics.setup import Experiment
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -11,9 +11,9 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from mnemonics.checkpoint import write_json
-from mnemonics.checks import UsageError
-from mnemonics.legacy import html_title
+from mnemonics.config.checks import UsageError
+from mnemonics.engine.files import write_json
+from mnemonics.legacy.checkpoints import html_title
 
 TRIES = 5  # in a row that bring nothing
 PAUSE = 1.0  # seconds before the first of them, doubled each time

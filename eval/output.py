@@ -7,12 +7,12 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mnemonics.checkpoint import atomic_write, write_json
-from mnemonics.checks import UsageError
+from mnemonics.config.checks import UsageError
+from mnemonics.engine.files import atomic_write, write_json
 from mnemonics.evaluation import summary
-from mnemonics.figures import DPI, draw_confusion, save_figure
-from mnemonics.tables import markdown
-from mnemonics.text_tables import AVERAGE, CLASSIFIERS, FORGETTING, SUMMARY, percent
+from mnemonics.reporting.figures import DPI, draw_confusion, save_figure
+from mnemonics.reporting.tables import markdown
+from mnemonics.reporting.text import AVERAGE, CLASSIFIERS, FORGETTING, SUMMARY, percent
 
 
 def plot_confusion(counts: Tensor, starts: list[int], names: list[str], title: str, path: Path) -> None:

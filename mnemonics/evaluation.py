@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from mnemonics.data.batches import LabelledImages, Preprocessing, plain_batches
 from mnemonics.data.files import FileImages
-from mnemonics.distributed import gathered, no_bar, world
+from mnemonics.engine.distributed import gathered, no_bar, world
 
 Accuracies = dict[str, float]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mnemonics.checks import UsageError
+from mnemonics.config.checks import UsageError
 
 
 @dataclass(frozen=True)

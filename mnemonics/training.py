@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from mnemonics.baselines.base import Baseline
-from mnemonics.config import ExperimentConfig
+from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing, TrainingBatches, balanced_batches, training_batches
-from mnemonics.distributed import world
+from mnemonics.engine.cuda_graphs import replayable
+from mnemonics.engine.device import autocast
+from mnemonics.engine.distributed import world
+from mnemonics.engine.errors import NonFiniteLossError
+from mnemonics.engine.log import RunLog
+from mnemonics.engine.progress import Progress
 from mnemonics.exemplars.memory import ExemplarMemory
-from mnemonics.failures import NonFiniteLossError
-from mnemonics.progress import Progress
 from mnemonics.protocol import Phase
-from mnemonics.replay import replayable
-from mnemonics.runlog import RunLog
-from mnemonics.runtime import autocast
 from mnemonics.whole_batch import loss_function
 
 

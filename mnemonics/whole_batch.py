@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mnemonics.baselines.base import Baseline
-from mnemonics.distributed import gathered, world
+from mnemonics.engine.distributed import gathered, world
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from mnemonics.checks import UsageError
+from mnemonics.config.checks import UsageError
 
 LINKS = ("symlink", "hardlink", "copy")
 QUALITY = 95

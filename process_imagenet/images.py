@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from mnemonics.checks import UsageError
+from mnemonics.config.checks import UsageError
 from process_imagenet.source import ENDINGS, ClassImages, Damaged, ImageFile
 
 PARTIAL = ".partial"

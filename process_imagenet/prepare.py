@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mnemonics.checks import UsageError
+from mnemonics.config.checks import UsageError
 from process_imagenet.command import Options, parse_args
 from process_imagenet.images import PARTIAL, Job, Report, make_class, write_whole
 from process_imagenet.source import SPLITS, ClassImages, Source, find_source

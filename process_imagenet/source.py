@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mnemonics.checks import UsageError
+from mnemonics.config.checks import UsageError
 from process_imagenet.labels import ANNOTATIONS, WNID, validation_labels
 
 SPLITS = ("train", "val")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
 
-from mnemonics.figures import plot_accuracy
-from mnemonics.runs import exemplar_pictures, load_results, run_names
-from mnemonics.text_tables import comparison_table
+from mnemonics.reporting.figures import plot_accuracy
+from mnemonics.reporting.read import exemplar_pictures, load_results, run_names
+from mnemonics.reporting.text import comparison_table
 
 
 def pictures(run_dir: Path) -> list[Path]:

@@ -29,13 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mnemonics import checkpoint
-from mnemonics.baselines import BASELINES
-from mnemonics.config import ExperimentConfig, parse_args
-from mnemonics.data.batches import LabelledImages, balanced_batches
-from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput
-from mnemonics.exemplars.memory import ExemplarMemory
-from mnemonics.experiment import (
+from mnemonics.algorithm import (
     evaluate,
     finetune,
     learn_classes,
@@ -45,12 +39,18 @@ from mnemonics.experiment import (
     select_exemplars,
     split_off,
 )
+from mnemonics.baselines import BASELINES
+from mnemonics.config.fields import ExperimentConfig, parse_args
+from mnemonics.config.presets import resolved
+from mnemonics.data.batches import LabelledImages, balanced_batches
+from mnemonics.engine import files as checkpoint
+from mnemonics.engine.device import environment, seed_of
+from mnemonics.engine.log import RunLog
+from mnemonics.engine.progress import Progress
+from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput
+from mnemonics.exemplars.memory import ExemplarMemory
+from mnemonics.experiment.state import Experiment, State, set_up
 from mnemonics.models import make_network, restore_network
-from mnemonics.presets import resolved
-from mnemonics.progress import Progress
-from mnemonics.runlog import RunLog
-from mnemonics.runtime import environment, seed_of
-from mnemonics.setup import Experiment, State, set_up
 from mnemonics.training import finetune_on_exemplars
 
 CLASSES = {"next": (50, 10), "runs": (10, 2)}  # of phase 0, of each later phase; else 10 and 10

@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from matplotlib.figure import Figure
 
-from mnemonics.config import BOUNDS
-from mnemonics.figures import DPI, INK, METRICS, Curve, draw_curves, legend_below, save_figure, style_of
-from mnemonics.page_figures import paper_curves
-from mnemonics.paper import images_per_class, load_paper, settings
-from mnemonics.runs import load_results, reading, results_files
-from mnemonics.tables import finished, grouped, interval
-from mnemonics.text_tables import Results
+from mnemonics.config.fields import BOUNDS
+from mnemonics.reporting.figures import DPI, INK, METRICS, Curve, draw_curves, legend_below, save_figure, style_of
+from mnemonics.reporting.page_figures import paper_curves
+from mnemonics.reporting.paper import images_per_class, load_paper, settings
+from mnemonics.reporting.read import load_results, reading, results_files
+from mnemonics.reporting.tables import finished, grouped, interval
+from mnemonics.reporting.text import Results
 
 Group = list[Results]  # runs that differ in their seed only
 IN_NAME = ("baseline", "exemplars")  # settings that a curve is called by, whether or not they differ

@@ -24,17 +24,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from eval.checkpoints import FIXED, Target, own_target
 from eval.evaluate import check_fit, experiment_of
-from mnemonics.checkpoint import write_json
-from mnemonics.checks import UsageError
+from mnemonics.config.checks import UsageError
 from mnemonics.data.batches import rank_within_class
+from mnemonics.engine.files import write_json
 from mnemonics.evaluation import class_means, features_of
-from mnemonics.figures import COLOURS, DPI, GREY, save_figure
+from mnemonics.experiment.state import Experiment
+from mnemonics.experiment.stored import FIXED, Target, own_target
 from mnemonics.models.layers import BiasCorrected
-from mnemonics.runs import run_names
-from mnemonics.setup import Experiment
-from mnemonics.tables import interval, markdown
+from mnemonics.reporting.figures import COLOURS, DPI, GREY, save_figure
+from mnemonics.reporting.read import run_names
+from mnemonics.reporting.tables import interval, markdown
 
 LARGEST = 30  # perplexity, as usual
 EXPLANATION = (

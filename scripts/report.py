@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
 
-from mnemonics.report import write_report
+from mnemonics.reporting.page import write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,11 +25,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
 
-from mnemonics.checks import UsageError, check_setting
-from mnemonics.config import ExperimentConfig, parse_args
+from mnemonics.config.checks import UsageError, check_setting
+from mnemonics.config.fields import ExperimentConfig, parse_args
+from mnemonics.config.presets import run_name, settled
 from mnemonics.data.sources import load_source
-from mnemonics.presets import run_name, settled
-from mnemonics.sweep import Run, Sweep
+from mnemonics.experiment.sweep import Run, Sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = {"cifar100": 100, "digits": 10, "imagenet_sub": 100, "imagenet": 1000}

@@ -15,10 +15,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
 
-from mnemonics.checkpoint import atomic_write
-from mnemonics.paper import TABLES, load_paper
-from mnemonics.runs import read_results, reading, results_files
-from mnemonics.tables import curve_rows, finished, tabulate
+from mnemonics.engine.files import atomic_write
+from mnemonics.reporting.paper import TABLES, load_paper
+from mnemonics.reporting.read import read_results, reading, results_files
+from mnemonics.reporting.tables import curve_rows, finished, tabulate
 
 
 def load(path: Path, paper: dict[str, Any]) -> dict[str, Any]:

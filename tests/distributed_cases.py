@@ -15,19 +15,20 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import main  # noqa: E402
-from mnemonics import distributed, experiment  # noqa: E402
+from mnemonics import algorithm as experiment  # noqa: E402
 from mnemonics.baselines import BASELINES  # noqa: E402
-from mnemonics.config import ExperimentConfig  # noqa: E402
+from mnemonics.config.fields import ExperimentConfig  # noqa: E402
+from mnemonics.config.presets import resolved  # noqa: E402
 from mnemonics.data.batches import LabelledImages, Preprocessing, StreamedBatches, training_batches  # noqa: E402
 from mnemonics.data.folders import read_folders  # noqa: E402
 from mnemonics.data.sources import load_source  # noqa: E402
+from mnemonics.engine import distributed  # noqa: E402
 from mnemonics.evaluation import features_of, predict  # noqa: E402
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput  # noqa: E402
-from mnemonics.exemplars.bilevel import adjust_old_exemplars, optimise_new_exemplars  # noqa: E402
 from mnemonics.exemplars.memory import ExemplarMemory  # noqa: E402
+from mnemonics.exemplars.meta_level import adjust_old_exemplars, optimise_new_exemplars  # noqa: E402
 from mnemonics.models import make_network  # noqa: E402
 from mnemonics.models.layers import conv_bn  # noqa: E402
-from mnemonics.presets import resolved  # noqa: E402
 from mnemonics.protocol import make_protocol  # noqa: E402
 from mnemonics.training import sgd_step  # noqa: E402
 from mnemonics.whole_batch import loss_function  # noqa: E402

@@ -155,8 +155,10 @@ class Disk:
 
 def without_drawing() -> None:
     """Pictures take a third of the time of a tiny run: write empty ones."""
-    from mnemonics import experiment, runfolder, runlog
-    from mnemonics.checkpoint import atomic_write
+    from mnemonics import algorithm as experiment
+    from mnemonics.engine import log as runlog
+    from mnemonics.engine.files import atomic_write
+    from mnemonics.experiment import run_folder as runfolder
 
     runfolder.plot_accuracy = lambda runs, path: atomic_write(path, b"a curve")
     runfolder.write_report = lambda runs, path: atomic_write(path, b"a page")
@@ -279,8 +281,8 @@ def warm_up() -> None:
     sys.path.insert(0, str(ROOT))
     from tqdm import tqdm
 
-    from mnemonics import experiment
-    from mnemonics.config import parse_args
+    from mnemonics import algorithm as experiment
+    from mnemonics.config.fields import parse_args
 
     tqdm.monitor_interval = 0  # no thread
 

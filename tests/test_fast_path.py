@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import functional as transforms
 
-from mnemonics import replay, training
+from mnemonics import training
 from mnemonics.baselines import BASELINES
-from mnemonics.config import ExperimentConfig
+from mnemonics.config.fields import ExperimentConfig
+from mnemonics.config.presets import resolved
 from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatches
+from mnemonics.engine import cuda_graphs as replay
 from mnemonics.models.resnet_cifar import resnet_cifar
-from mnemonics.presets import resolved
 from mnemonics.protocol import make_protocol
 
 STEPS, BATCH = 20, 32

@@ -8,16 +8,16 @@ import torch.nn.functional as F
 
 from mnemonics import training
 from mnemonics.baselines import BASELINES
-from mnemonics.config import ExperimentConfig
+from mnemonics.config.fields import ExperimentConfig
+from mnemonics.config.presets import resolved
 from mnemonics.data.augment import Crops
 from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatches
+from mnemonics.engine.errors import NonFiniteLossError
+from mnemonics.engine.progress import Progress
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.exemplars.unroll import Steps, unroll
-from mnemonics.failures import NonFiniteLossError
 from mnemonics.models import make_network
-from mnemonics.presets import resolved
-from mnemonics.progress import Progress
 from mnemonics.protocol import make_protocol
 
 PREP = Preprocessing(torch.full((3,), 0.5), torch.full((3,), 0.25), 1, False)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from mnemonics.config import ExperimentConfig
+from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.models.layers import grown, use_weight_transfer
 from mnemonics.protocol import Phase

@@ -9,7 +9,7 @@ from torch import Tensor
 from mnemonics.data.augment import CropAndMirror, Crops, crop_and_mirror, draw_crops, normalise
 from mnemonics.data.files import FileImages, decoded
 from mnemonics.data.sources import ImageSource
-from mnemonics.distributed import own_rows, world
+from mnemonics.engine.distributed import own_rows, world
 
 
 @dataclass(frozen=True)

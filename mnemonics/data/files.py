@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mnemonics.checks import UsageError
-from mnemonics.config import LARGEST_SMALL_IMAGE
+from mnemonics.config.checks import UsageError
+from mnemonics.config.fields import LARGEST_SMALL_IMAGE
 from mnemonics.data.images import ImageError, check_strip, read_rgb
 
 LOADING_BATCH = 16  # images that a worker decodes at a time where all of them go into one tensor

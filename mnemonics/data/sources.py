@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnemonics.checks import UsageError
-from mnemonics.config import ExperimentConfig
+from mnemonics.config.checks import UsageError
+from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.cifar100 import read_cifar100
 from mnemonics.data.files import FileImages
 from mnemonics.data.folders import read_folders, told

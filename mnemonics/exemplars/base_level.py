@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mnemonics.config import ExperimentConfig
+from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.augment import CropAndMirror
 from mnemonics.data.batches import balanced_batches
-from mnemonics.distributed import summed, world
+from mnemonics.engine.distributed import summed, world
+from mnemonics.engine.errors import NonFiniteLossError
 from mnemonics.exemplars.unroll import Draw, GraphedSteps, Parameters, Steps, unroll, unrolled_gradient
-from mnemonics.failures import NonFiniteLossError
 
 
 @dataclass(frozen=True)

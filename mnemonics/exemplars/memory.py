@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mnemonics.checks import UsageError
-from mnemonics.config import ExperimentConfig
+from mnemonics.config.checks import UsageError
+from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, rank_within_class
 from mnemonics.data.sources import ImageSource
 

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mnemonics.replay import Captured
+from mnemonics.engine.cuda_graphs import Captured
 
 Parameters = dict[str, Tensor]
 Draw = tuple[Tensor, ...]  # what differs from step to step: indices of a minibatch, its labels, crops, ...

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnemonics.distributed import world
+from mnemonics.engine.distributed import world
 from mnemonics.models.shared_norm import shared_batch_norm
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnemonics.distributed import stacked, summed
+from mnemonics.engine.distributed import stacked, summed
 
 OVER_IMAGES = (0, 2, 3)  # the dimensions of [n, c, h, w] that a channel's statistics are taken over
 

@@ -1,0 +1,143 @@
+"""Device, random generators, clock and the facts about the machine that results.json records."""
+
+import ctypes
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mnemonics.config.checks import UsageError
+from mnemonics.config.fields import ExperimentConfig
+from mnemonics.engine.distributed import local_rank, local_world, world
+
+
+def pick_device(config: ExperimentConfig) -> torch.device:
+    """The device of --device / --gpu.
+
+    Raises:
+        UsageError: when it is not there.
+    """
+    flag, name = ("--device", config.device) if config.gpu is None else ("--gpu", f"cuda:{config.gpu}")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if world() == 1:
+            return torch.device(name)
+    device, count = device_named(name), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is None and config.gpu is None:
+        raise UsageError(f"{flag} {name}: not a device; cpu, cuda or cuda:1 would be")
+    if device is not None and device.type not in ("cpu", "cuda"):
+        raise UsageError(f"{flag} {name}: runs on cpu or cuda only")
+    if device is None or (device.type == "cuda" and (device.index or 0) >= count):
+        raise UsageError(
+            f"{flag} {name if config.gpu is None else config.gpu}: this machine has {count} CUDA devices; "
+            "--device cpu works everywhere"
+        )
+    return device if world() == 1 or device.type == "cpu" else gpu_of_process(device, flag, count)
+
+
+def device_named(name: str) -> torch.device | None:
+    """None for what is no device's name. PyTorch itself takes cuda:128 for cuda:-128, cuda:256 for cuda:0, and any
+    number after cpu."""
+    try:
+        device = torch.device(name)
+    except (RuntimeError, ValueError):  # ValueError: no UTF-8
+        return None
+    return device if str(device) == name and not name.startswith("cpu:") else None
+
+
+def gpu_of_process(device: torch.device, flag: str, count: int) -> torch.device:
+    """The GPU that this process has to itself, of the `count` on this machine. Raises UsageError if there is none."""
+    if device.index is not None:
+        raise UsageError(f"{flag} {device}: each of {world()} processes has its own GPU; --device cuda gives them out")
+    if count < local_world():
+        raise UsageError(
+            f"{flag} {device}: {local_world()} processes on a machine with {count} CUDA devices; "
+            f"torchrun --nproc_per_node={count} would work"
+        )
+    return torch.device("cuda", local_rank())
+
+
+def autocast(config: ExperimentConfig, device: torch.device) -> torch.autocast:
+    """bf16 for the operations that can do with it; weights, BatchNorm statistics, cosines and losses stay float32."""
+    on = config.amp == "on" or (config.amp == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=on)
+
+
+def prepare(device: torch.device, deterministic: bool) -> None:
+    """Process-wide settings. Repeatable kernels are always on for a CPU, where they cost nothing. float32 means
+    float32: where less precision will do, autocast says so."""
+    if device.index is not None:
+        torch.cuda.set_device(device)  # what NCCL, CUDA graphs and all that is not told a device will use
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    if deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # the same as use_deterministic_algorithms, which also imports torch's compiler: evaluation does without its 140 MB
+    torch.set_deterministic_debug_mode("error" if deterministic or device.type == "cpu" else "default")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes every tensor twice
+
+
+def seed_of(seed: int, phase: int, purpose: str) -> int:
+    """A 63-bit seed for one purpose in one phase. Deriving every stream from these three, instead of drawing all from
+    one, is what lets a resumed run make the draws of an uninterrupted one without storing any generator."""
+    words = np.random.SeedSequence([seed, phase, zlib.crc32(purpose.encode())]).generate_state(2, np.uint32)
+    return (int(words[0]) << 31) ^ int(words[1])
+
+
+def generator(seed: int, phase: int, purpose: str, device: torch.device) -> torch.Generator:
+    """A torch generator on `device` for one purpose in one phase."""
+    return torch.Generator(device).manual_seed(seed_of(seed, phase, purpose))
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory so far: allocated on a CUDA device, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def give_back_memory() -> None:
+    """Give memory that is free back to the system. glibc keeps it, in pieces that what comes next may not fit into."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+    if trim is not None:
+        trim(0)
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """What was measured on what: versions, device, CPU count, commit and command line."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "device": device.type,
+        "device_name": name,
+        "cpu_count": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "processes": world(),
+        "commit": commit(),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+
+
+def commit() -> str:
+    """Git commit of this code, "-dirty" appended if tracked files were changed, "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")

@@ -1,0 +1,183 @@
+"""How far a phase has come: what lets a run be stopped between any two steps and taken up there.
+
+A phase is a sequence of stages; a stage may be a loop of steps. All that a step changes is the model and what it names
+as its `parts`, so these and the number of the step are the whole state of the loop. What finished stages gave is kept
+for the stages after them. Everything else a phase needs is made again from the state before it: the same draws, from
+generators derived from (seed, phase, purpose), give the same splits, teacher and new classifier weights.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mnemonics.engine.bars import Bar
+from mnemonics.engine.interruption import Interrupted, Signals
+from mnemonics.engine.log import RunLog
+
+Partial = dict[str, Any]  # a phase under way, as a checkpoint holds it
+
+
+def state_of(part: Any) -> Any:
+    """What a checkpoint keeps of a tensor, a list of tensors, a generator, or anything with a `state_dict`."""
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    return part.state_dict() if hasattr(part, "state_dict") else part
+
+
+def restore(part: Any, state: Any) -> None:
+    """Set `part`, in place, to what `state_of` gave."""
+    if isinstance(part, torch.Generator):
+        part.set_state(state.cpu())
+    elif isinstance(part, Tensor):
+        part.copy_(state)
+    elif isinstance(part, list):
+        for tensor, value in zip(part, state, strict=True):
+            tensor.copy_(value)
+    else:
+        part.load_state_dict(state)
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Whether no weight is NaN or infinite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values())
+
+
+class Progress:
+    """The progress of one phase, which a checkpoint is written of now and then. Without arguments: that of a loop which
+    nothing is written of.
+
+    Args:
+        write: writes a `Partial`.
+        minutes: time from one checkpoint to the next.
+        signals: what may ask the run to stop.
+        device: whose time is measured.
+        stored: the `Partial` to go on from.
+        phase: its number.
+        log: what lines and curves go to.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Partial], None] | None = None,
+        minutes: float = float("inf"),
+        signals: Signals | None = None,
+        device: torch.device | None = None,
+        stored: Partial | None = None,
+        phase: int | None = None,
+        log: RunLog | None = None,
+    ):
+        self.write, self.minutes, self.signals = write, minutes, signals or Signals()
+        self.device = device or torch.device("cpu")
+        self.stored = stored or {}
+        self.model: nn.Module | None = None
+        self.phase, self.log = phase, log
+        self.loss: Tensor | None = None  # of the last step, on the device
+        self.stage = "set-up"  # where we are
+        self.done: dict[str, Any] = dict(self.stored.get("done", {}))
+        self.seconds: dict[str, float] = dict(self.stored.get("seconds", {}))
+        self.timing: tuple[str, float] | None = None  # (stage, start) of the `timed` block we are in
+        self.written = time.monotonic()
+
+    def watch(self, model: nn.Module) -> None:
+        """From now on `model` is part of what is written; it gets the weights of the checkpoint, if there is one."""
+        self.model = model
+        if "model" in self.stored:
+            model.load_state_dict(self.stored["model"])
+
+    def once(self, stage: str, work: Callable[[], Any], pure: bool = False) -> Any:
+        """What `work` gives, or gave before the run was interrupted: plain values and tensors.
+
+        Args:
+            pure: whether `work` changes nothing, so that it can be broken off anywhere and begun again.
+        """
+        self.stage = stage
+        if stage not in self.done:
+            try:
+                with self.signals.deferred(not pure):
+                    result = work()
+            except Interrupted:
+                if pure:
+                    self.save(None, {})
+                raise
+            self.done[stage] = result
+            self.between(None, dict)
+        return self.done[stage]
+
+    def steps(
+        self,
+        loop: str,
+        total: int,
+        per_epoch: int = 1,
+        images: int | None = None,
+        curve: str | None = None,
+        **parts: Any,
+    ) -> Iterator[int]:
+        """0, 1, ..., total - 1, or what was left of it when the loop was interrupted.
+
+        Args:
+            per_epoch, images: see `Bar`, which shows `loss`, if it is set.
+            curve: of `loss` at the end of each epoch, over all phases; its name in the log.
+            parts: what the steps change; set to what they were when the loop was interrupted.
+        """
+        first = 0
+        if self.stored.get("loop") == loop:
+            first, states = self.stored["step"], self.stored["parts"]
+            for name, part in parts.items():
+                restore(part, states[name])
+            self.stored = {}
+        title = loop if self.phase is None else f"phase {self.phase}, {loop}"
+        with Bar(title, total, first, per_epoch, images, self.log and self.log.line) as bar:
+            for step in range(first, total):
+                if step > first:
+                    self.between(loop, lambda: {"step": step, **parts})  # noqa: B023 (called at once)
+                yield step
+                bar.show(step + 1, self.loss)
+                if curve and (step + 1) % per_epoch == 0:
+                    self.point(curve, ((self.phase or 0) * total + step) // per_epoch)
+        self.loss = None
+
+    def point(self, curve: str, epoch: int) -> None:
+        """Log the loss."""
+        if self.log is not None and self.loss is not None:
+            self.log.scalar(curve, self.loss.item(), epoch)
+
+    def between(self, loop: str | None, parts: Callable[[], dict[str, Any]]) -> None:
+        """Between two steps, or two stages: write a checkpoint if it is time or the run is to stop.
+
+        Raises:
+            Interrupted: after that, if the run is to stop.
+        """
+        if self.signals.received is not None or time.monotonic() - self.written >= 60 * self.minutes:
+            self.save(loop, parts())
+            self.signals.check()
+
+    def save(self, loop: str | None, parts: dict[str, Any]) -> None:
+        """Write a checkpoint: `parts` with the number of the next "step" of `loop`, or nothing between two stages."""
+        if self.write is None or self.model is None or not is_finite(self.model):  # that would be of no use
+            return
+        step = parts.pop("step", 0)
+        states = {name: state_of(part) for name, part in parts.items()}
+        place = {"loop": loop, "step": step, "parts": states}
+        with self.signals.deferred():
+            self.write({"model": self.model.state_dict(), "done": self.done, "seconds": self.seconds_so_far(), **place})
+        self.written = time.monotonic()
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the wall time of the block, the work queued on a CUDA device included, to `seconds[stage]`."""
+        self.timing = stage, time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds, self.timing = self.seconds_so_far(), None
+
+    def seconds_so_far(self) -> dict[str, float]:
+        """Stage -> seconds, the block that we are in included."""
+        if self.timing is None:
+            return self.seconds
+        stage, start = self.timing
+        return self.seconds | {stage: round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 3)}

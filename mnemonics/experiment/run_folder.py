@@ -1,0 +1,249 @@
+"""The run folder: what is written during and after each phase, and how a run is taken up again."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mnemonics.baselines import BASELINES
+from mnemonics.config.checks import UsageError
+from mnemonics.config.fields import ExperimentConfig, result_settings
+from mnemonics.data.batches import LabelledImages
+from mnemonics.engine import files as checkpoint
+from mnemonics.engine.device import environment, seed_of
+from mnemonics.engine.distributed import from_main, is_main
+from mnemonics.engine.progress import Partial
+from mnemonics.evaluation import summary
+from mnemonics.exemplars.memory import ExemplarMemory
+from mnemonics.experiment.state import Experiment, State
+from mnemonics.models import make_network, restore_network
+from mnemonics.protocol import Phase
+from mnemonics.reporting.figures import plot_accuracy
+from mnemonics.reporting.page import write_report
+from mnemonics.reporting.read import Confusion, digest_of, write_confusion
+
+NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+KEPT = ("phases", "confusion", "settings", "environment")  # of `State`, as they are
+WRITTEN = (
+    NEWEST,
+    PREVIOUS,
+    "phase_*.pt",
+    "results.json",
+    "exemplars_phase_*.png",
+    "accuracy.png",
+    "confusion.json",
+    "report.html",
+    "log.txt",
+    "events.*",
+)
+
+
+@contextlib.contextmanager
+def in_hand(experiment: Experiment) -> Iterator[None]:
+    """Make the run folder and hold it for this run alone. The system lets go of it at a crash.
+
+    Raises:
+        UsageError: if another process has it, or it cannot be made.
+    """
+    folder = experiment.folder
+    if not is_main():
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+b", buffering=0)
+    except OSError as error:
+        raise UsageError(
+            f"--out {folder}: cannot make this folder ({error.strerror}); name one that can be written"
+        ) from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, worker processes do not inherit it
+        except (BlockingIOError, PermissionError):  # which of them, depends on the system
+            file.seek(0)
+            holder = file.read().decode(errors="replace") or "?"
+            raise UsageError(
+                f"--out {folder}: process {holder} is working on this run; wait for it, or name another folder"
+            ) from None
+        with checkpoint.naming(folder / ".lock"):
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+        for leftover in folder.glob(".*.tmp"):  # of a process that was killed: we are the only one
+            leftover.unlink()
+        yield
+
+
+class Opened(NamedTuple):
+    """A run, begun or taken up."""
+
+    state: State  # after the last finished phase
+    partial: Partial | None  # how far the next one had come
+    notices: list[str]  # what the user has to know
+
+
+def open_run(experiment: Experiment) -> Opened:
+    """Begin a run, or take up the run that is in its folder.
+
+    Raises:
+        UsageError: if the folder holds a run with other settings, or one of which nothing can be read.
+    """
+    config, device = experiment.config, experiment.device
+    name, notices = from_main(lambda: prepare_folder(experiment))
+    if name is not None:
+        stored = checkpoint.load(experiment.folder / name, device)
+        model = restore_network(config.network, stored["model"], device)
+        memories = [ExemplarMemory(LabelledImages(**stored[kind])) for kind in ("exemplars", "held_out")]
+        state = State(model, *memories, *(stored[name] for name in KEPT))
+        return Opened(state, partial_for(device, stored["partial"]), notices)
+    torch.manual_seed(seed_of(config.random_seed, 0, "weights"))
+    model = make_network(config.network, len(experiment.protocol.phases[0].class_ids), device)
+    empty = ExemplarMemory.empty(experiment.source.image_size, device)
+    return Opened(State(model, empty, empty, []), None, notices)
+
+
+def partial_for(device: torch.device, partial: Partial | None) -> Partial | None:
+    """`partial`, unless it was made on another kind of device, where random draws are other ones."""
+    return partial if partial is not None and partial["device"] == device.type else None
+
+
+def prepare_folder(experiment: Experiment) -> tuple[str | None, list[str]]:
+    """Make the folder ready, with config.json.
+
+    Returns:
+        The name of the checkpoint to go on from, and notices; raises as `open_run`.
+    """
+    config, folder = experiment.config, experiment.folder
+    if not config.resume:
+        clear(folder)
+    name, settings, notices = newest_checkpoint(folder)
+    if name is None:
+        settings = stored_settings(folder / "config.json")
+    if settings is not None:
+        refuse_other_settings(folder, settings, config)
+    checkpoint.write_json(folder / "config.json", settings or dataclasses.asdict(config))
+    return name, notices
+
+
+def newest_checkpoint(folder: Path) -> tuple[str | None, dict | None, list[str]]:
+    """The newest whole checkpoint of a run folder, the settings in it, and notices of damaged newer ones, which are
+    removed.
+
+    Raises:
+        UsageError: if there are checkpoints, but no whole one of this format.
+    """
+    of_phases = sorted(folder.glob("phase_*.pt"), key=lambda path: (len(path.name), path.name), reverse=True)
+    names = [NEWEST, PREVIOUS, *(path.name for path in of_phases)]
+    damaged: list[str] = []
+    for name in (name for name in names if (folder / name).exists()):
+        try:
+            settings = checkpoint.load_alone(folder / name)["settings"]
+        except checkpoint.DamagedError:
+            damaged.append(name)
+            continue
+        except ValueError as error:
+            raise UsageError(f"--out {folder}: {error}; name another folder, or start anew with --no-resume") from None
+        for other in damaged:
+            (folder / other).unlink()  # lest it be kept as the previous one
+        return name, settings, [f"{folder / other} is damaged: going on from {name}" for other in damaged]
+    if damaged:
+        raise UsageError(
+            f"--out {folder}: {', '.join(damaged)} damaged, and no other checkpoint is there; name another folder, or "
+            "start anew with --no-resume"
+        )
+    return None, None, []
+
+
+def stored_settings(path: Path) -> dict | None:
+    """What config.json holds; None where there is none, or a damaged one of a run that has not come to a checkpoint."""
+    try:
+        settings = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return settings if isinstance(settings, dict) else None
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run wrote into its run folder, and nothing else."""
+    for pattern in ("config.json", *WRITTEN):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def refuse_other_settings(folder: Path, stored: dict, config: ExperimentConfig) -> None:
+    """Raises UsageError if a setting that can change results differs between `stored` and `config`."""
+    differences = [
+        f"--{name} {stored.get(name)} there, {value} now"
+        for name, value in result_settings(config).items()
+        if stored.get(name) != value
+    ]
+    if differences:
+        raise UsageError(
+            f"--out {folder}: holds a run with other settings ({'; '.join(differences)}); name another "
+            "folder, or start anew with --no-resume"
+        )
+
+
+def contents(experiment: Experiment, state: State) -> dict[str, Any]:
+    """What a checkpoint holds of `state`, in tensors of its own."""
+    return {
+        "settings": dataclasses.asdict(experiment.config),
+        "class_order": list(experiment.protocol.order),
+        "phase": len(state.phases) - 1,
+        "model": {name: tensor.clone() for name, tensor in state.model.state_dict().items()},
+        "exemplars": vars(state.memory.data),
+        "held_out": vars(state.held_out.data),
+        "phases": list(state.phases),
+        "confusion": state.confusion,
+        "environment": state.environment,
+        "partial": None,
+    }
+
+
+def save_partial(experiment: Experiment, before: dict[str, Any], partial: Partial) -> None:
+    """Write checkpoint.pt in the middle of a phase; `before` are the `contents` after the phase before."""
+    whole = before | {"partial": partial | {"device": experiment.device.type}}
+    checkpoint.save(experiment.folder / NEWEST, whole, keep=experiment.folder / PREVIOUS)
+
+
+def save_phase(experiment: Experiment, phase: Phase, state: State) -> None:
+    """Write phase_<i>.pt and checkpoint.pt, from each of which results.json can be made again, then results.json."""
+    state.settings, state.environment = dataclasses.asdict(experiment.config), environment(experiment.device)
+    whole = contents(experiment, state)
+    checkpoint.save(experiment.folder / f"phase_{phase.index}.pt", whole)
+    checkpoint.save(experiment.folder / NEWEST, whole, keep=experiment.folder / PREVIOUS)
+    write_results(experiment, state)
+
+
+def finished_results(experiment: Experiment, state: State) -> dict:
+    """What results.json holds after the last phase; written again, if that is not what it holds. And report.html is
+    written."""
+    results = write_results(experiment, state)
+    write_report([experiment.folder], experiment.folder / "report.html")
+    return results
+
+
+def write_results(experiment: Experiment, state: State) -> dict:
+    """Write results.json and confusion.json, unless they are there, and accuracy.png. Returns what results.json
+    holds."""
+    protocol, headline = experiment.protocol, BASELINES[experiment.config.baseline].headline
+    results = {
+        "config": state.settings,
+        "environment": state.environment,
+        "class_order": list(protocol.order),
+        "class_order_sha256": protocol.order_sha256,
+        "headline": headline,
+        "phases": state.phases,
+        "summary": summary(state.phases),
+    }
+    results["sha256"] = digest_of(results)
+    checkpoint.write_json(experiment.folder / "results.json", results)
+    names = experiment.names_of_labels[: len(state.confusion)]
+    write_confusion(experiment.folder, Confusion(len(state.phases) - 1, headline, names, state.confusion.cpu().numpy()))
+    plot_accuracy([(experiment.folder.name, results)], experiment.folder / "accuracy.png")
+    return results

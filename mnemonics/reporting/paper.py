@@ -1,0 +1,170 @@
+"""What in the paper stands beside a run, and in which settings the run differs from the paper's.
+
+Functions of the "config" of results.json and of `paper`, the content of results/paper_results.json.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from mnemonics.config.fields import BOUNDS, FIELDS, ExperimentConfig
+from mnemonics.config.presets import resolved
+from mnemonics.reporting.text import Results
+
+PAPER_FILE = Path(__file__).resolve().parents[2] / "results" / "paper_results.json"
+TABLES = {
+    "table1": "table1",
+    "table2": "table2_lucir_with_weight_transfer",
+    "figure4": "figure4_accuracy_per_phase",
+}  # --table -> key of `paper`
+DATASETS = {"cifar100": "cifar100", "imagenet_sub": "imagenet_subset", "imagenet": "imagenet"}  # ours -> the paper's
+TRAIN_IMAGES = {"cifar100": 500}  # per class; a smaller copy of the data is not the paper's data
+NOT_COMPARED = {  # presets (what they became is compared), seeds, and what does not change the numbers shown
+    *("method", "mnemonics_preset", "random_seed", "ncm", "deterministic", "eval_batch_size"),
+    *("nb_cl", "no_adjust", "adjust_always"),  # said by nb_phases and nb_cl_fg, and by "adjusted"
+}
+NOT_GIVEN = {"nb_cl_fg": "half of all", "max_images_per_class": "all"}
+ORDER = [  # of the rows in the tables of the paper
+    *(("table1", f"{name}{ours}") for name in ("lwf", "icarl", "bic", "lucir") for ours in ("", "+mnemonics")),
+    *(("table2", f"{name}{how}") for name in ("random", "herding", "mnemonics") for how in (" w/o adjusting", "")),
+    *(("figure4", name) for name in ("joint", "lwf", "icarl", "bic", "lucir", "lucir+mnemonics")),
+]
+
+
+def load_paper() -> dict[str, Any]:
+    """The paper's numbers."""
+    return json.loads(PAPER_FILE.read_text(encoding="utf-8"))
+
+
+# which settings count, and the paper's
+
+
+def adjusted(config: dict[str, Any]) -> bool:
+    """Whether old exemplars are adjusted (Eq. 10)."""
+    always = bool(config.get("adjust_always", False))
+    return config["baseline"] not in BOUNDS and (
+        always or (config["exemplars"] == "mnemonics" and not config["no_adjust"])
+    )
+
+
+def unused(config: dict[str, Any]) -> set[str]:
+    """The settings that have no effect in such a run. One that this function does not know counts as used."""
+    baseline, tuned, adjusts = config["baseline"], config["finetune_epochs"] > 0, adjusted(config)
+    optimises = config["exemplars"] == "mnemonics" and baseline not in BOUNDS
+    level = optimises or adjusts
+    uses = {
+        "lamda K dist lw_mr": baseline == "lucir",
+        "T": baseline in ("lwf", "icarl", "bic"),
+        "beta": baseline in ("lwf", "icarl"),
+        "exemplars nb_protos total_memory": baseline not in BOUNDS,
+        "mnemonics_base mnemonics_start": optimises,
+        "mnemonics_variant mnemonics_steps mnemonics_lr mnemonics_epochs mnemonics_outer_lr mnemonics_optimizer "
+        "mnemonics_val_batch_size mnemonics_disturb mnemonics_augment": level,
+        "mnemonics_batch_size": level or tuned,
+        "mnemonics_subsets": adjusts,
+        "finetune_lr finetune_augment": tuned,
+    }
+    return {name for names, used in uses.items() if not used for name in names.split()}
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the numbers of a run depend on, its seed apart; older runs have defaults for newer settings."""
+    leave = NOT_COMPARED | unused(config)
+    names = [name for name, f in FIELDS.items() if f.metadata["affects_results"] and name not in leave]
+    known = {name: value for name, value in config.items() if name in FIELDS}
+    complete = dataclasses.asdict(resolved(ExperimentConfig(**known)))
+    values = {name: complete[name] for name in names}
+    first, later = config.get("nb_cl_fg"), config.get("nb_cl")
+    if first is not None and later is not None and first == (first + config["nb_phases"] * later) // 2:
+        values["nb_cl_fg"] = None
+    return values | {"weight_transfer": bool(config.get("weight_transfer")), "adjusted": adjusted(config)}
+
+
+def images_per_class(results: Results) -> float:
+    """Training images of a class of phase 0, on average."""
+    first = results["phases"][0]
+    return first["train_images"]["new"] / first["classes_seen"]
+
+
+def paper_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """All settings of the paper for the same data, phases, baseline, exemplars, weight transfer and adjusting, and with
+    fine-tuning where `config` has it."""
+    same = ("dataset", "nb_phases", "order_seed", "baseline", "exemplars")
+    user = ExperimentConfig(
+        **{name: config[name] for name in same},
+        weight_transfer=bool(config.get("weight_transfer")),
+        finetune_epochs=None if config["finetune_epochs"] else 0,
+        mnemonics_preset="paper",
+    )
+    return dataclasses.asdict(resolved(user))
+
+
+def same_protocol(results: Results) -> bool:
+    """Whether classes, their order, phases and exemplar budget are the paper's: only then its numbers stand beside
+    those of the run, whatever else differs."""
+    mine, theirs = settings(results["config"]), paper_settings(results["config"])
+    names = ("nb_cl_fg", "nb_protos", "total_memory", "max_images_per_class")
+    order = results["config"]["order_seed"] == FIELDS["order_seed"].default
+    return order and all(mine[name] == theirs[name] for name in names if name in mine)
+
+
+def differences(results: Results) -> list[str]:
+    """In words, each setting of the run that is not the paper's."""
+    config = results["config"]
+    mine, theirs, found = settings(config), paper_settings(config), []
+    if mine.get("total_memory") is not None:
+        found.append(f"--total_memory {mine.pop('total_memory')} (paper: --nb_protos {theirs['nb_protos']})")
+        del mine["nb_protos"]
+    for name, value in mine.items():
+        if name in theirs and value != theirs[name]:
+            found.append(f"--{name} {in_words(name, value)} (paper: {in_words(name, theirs[name])})")
+    real, images = TRAIN_IMAGES.get(config["dataset"]), images_per_class(results)
+    if real is not None and images != real and config.get("max_images_per_class") is None:
+        found.append(f"{images:g} training images per class (paper: {real})")
+    return found
+
+
+def in_words(name: str, value: Any) -> str:
+    if value is None:
+        return NOT_GIVEN.get(name, "not given")
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+# which number of the paper belongs to a run
+
+
+def paper_rows(config: dict[str, Any]) -> dict[str, str]:
+    """The row of each table of the paper that such a run belongs to, whatever its data set and phases are."""
+    baseline, exemplars, adjusts = config["baseline"], config["exemplars"], adjusted(config)
+    transfer, tuned = bool(config.get("weight_transfer")), config["finetune_epochs"] > 0
+    if baseline in BOUNDS:
+        return {"figure4": "joint"} if baseline == "joint" and not transfer else {}
+    rows = {}
+    if exemplars == "herding" and not (transfer or tuned or adjusts):
+        rows["table1"] = baseline
+    if exemplars == "mnemonics" and transfer and tuned:
+        rows["table1"] = f"{baseline}+mnemonics"
+    if baseline == "lucir" and transfer and tuned:
+        rows["table2"] = exemplars if adjusts else f"{exemplars} w/o adjusting"
+    if ("figure4", rows.get("table1")) in ORDER:
+        rows["figure4"] = rows["table1"]
+    return rows
+
+
+def place(config: dict[str, Any], table: str) -> tuple[str, str] | None:
+    """(table of the paper, row in it) that stands beside such a run; in "all", table 1 comes before table 2, but for
+    runs without adjusting, of which only table 2 has rows."""
+    rows, both = paper_rows(config), ("table1", "table2") if adjusted(config) else ("table2", "table1")
+    return next(((t, rows[t]) for t in (both if table == "all" else (table,)) if t in rows), None)
+
+
+def paper_number(paper: dict, config: dict[str, Any], table: str, metric: str = "average_accuracy") -> Any:
+    """The paper's number (in figure 4: the list of its numbers), None where it has none."""
+    where = place(config, table)
+    if where is None:
+        return None
+    dataset, phases = DATASETS.get(config["dataset"], ""), str(config["nb_phases"])
+    if table == "figure4":
+        return paper[TABLES[table]].get(dataset, {}).get(phases, {}).get(where[1])
+    return paper[TABLES[where[0]]][metric][where[1]].get(dataset, {}).get(phases)

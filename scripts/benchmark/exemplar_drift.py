@@ -1,0 +1,113 @@
+"""What becomes of the exemplars of phase 0 in later phases: whether they move, and whether they follow the model.
+
+    python scripts/benchmark/exemplar_drift.py runs/herding runs/mnemonics --out drift.json
+
+For each phase of each run, over the exemplars of the classes of phase 0: how far their pixels are from what they were
+after phase 0 (mean absolute difference, grey levels); the share that the network of that phase is right on, among all
+classes seen, and its mean cross-entropy; the share that the network of phase 0 is right on; and, beside them, the share
+of the test images of the same classes that the network of that phase is right on. Exemplars that a forgetting network
+still finds easy tell it little about what it forgot. Exit status: 0 done, 2 something must be changed.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from any folder, uninstalled
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from eval.evaluate import check_fit, experiment_of
+from mnemonics.config.checks import UsageError
+from mnemonics.data.batches import LabelledImages, Preprocessing, plain_batches
+from mnemonics.engine.files import write_json
+from mnemonics.experiment.state import Experiment
+from mnemonics.experiment.stored import FIXED, Target, own_target
+from mnemonics.reporting.read import run_names
+from mnemonics.reporting.tables import markdown
+
+HEADER = ("run", "phase", "moved, grey levels", "right on exemplars, %", "loss", "by the network of phase 0, %",
+          "right on test images, %")  # fmt: skip
+
+
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="exemplar_drift.py", description="How exemplars of phase 0 and the network drift.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    add("--data_dir", help="folder of the data set (where the run had it)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto: a GPU where there is one (%(default)s)")
+    add("--out", type=Path, help="JSON file for the numbers (none)")
+    return parser.parse_args(arguments)
+
+
+def opened(path: Path, options: argparse.Namespace) -> tuple[Target, Experiment]:
+    """A run with its data. Raises UsageError where there is nothing to follow."""
+    if not (path / "phase_0.pt").is_file():
+        raise UsageError(f"{path}: holds no phase_0.pt; give the folder of a run")
+    given = vars(options) | dict.fromkeys(FIXED) | {"eval_batch_size": None, "ncm": False}
+    target = own_target(path, argparse.Namespace(**given))
+    return target, experiment_of(target, path)[0]
+
+
+@torch.no_grad()
+def fit(model: nn.Module, data: LabelledImages, prep: Preprocessing, batch_size: int) -> tuple[float, float]:
+    """The share of `data` that the network is right on, in percent, and its mean cross-entropy."""
+    model.eval()
+    logits = torch.cat([model(prep.plain(batch)) for batch in plain_batches(data.images, batch_size, prep.mean.device)])
+    right = (logits.argmax(1) == data.labels).float().mean().item()
+    return round(100 * right, 2), round(F.cross_entropy(logits, data.labels).item(), 4)
+
+
+def rows_of(name: str, target: Target, experiment: Experiment) -> Iterator[dict[str, Any]]:
+    """A row per phase. Raises UsageError for a damaged file."""
+    phases, prep, size = experiment.protocol.phases, experiment.prep, experiment.config.eval_batch_size
+    classes, first = phases[0].seen, None
+    test = experiment.labelled(*experiment.source.test(experiment.protocol.order[:classes]))
+    for phase, path in sorted(target.files.items()):
+        loaded = target.load(phase, path, experiment.device)
+        check_fit(experiment, phases[phase], path, loaded)
+        if loaded.exemplars is None:
+            raise UsageError(f"{path}: holds no exemplars")
+        exemplars = loaded.exemplars[loaded.exemplars.labels < classes]
+        first = first or (loaded.model, exemplars)
+        if len(exemplars) != len(first[1]):
+            raise UsageError(f"{path}: exemplars were dropped, so that those left are not comparable")
+        moved = (exemplars.images.float() - first[1].images.float()).abs().mean().item()
+        accuracy, loss = fit(loaded.model, exemplars, prep, size)
+        yield {
+            "run": name,
+            "phase": phase,
+            "moved_grey_levels": round(moved, 3),
+            "accuracy": accuracy,
+            "loss": loss,
+            "accuracy_of_phase_0": fit(first[0], exemplars, prep, size)[0],
+            "test_accuracy": fit(loaded.model, test, prep, size)[0],
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table and write the numbers. Returns the exit status."""
+    options = parse_args(arguments)
+    try:
+        runs = [opened(path, options) for path in options.runs]
+        rows = [row for name, run in zip(run_names(options.runs), runs, strict=True) for row in rows_of(name, *run)]
+        if options.out is not None:
+            write_json(options.out, rows)
+    except UsageError as error:
+        print(f"exemplar_drift.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"exemplar_drift.py: --out {options.out}: cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
+    print("\n".join(markdown([list(HEADER), *([str(value) for value in row.values()] for row in rows)])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The command line: every flag has help, an effect and a check."""
+
+import dataclasses
+
+import pytest
+
+from mnemonics.config.checks import UsageError
+from mnemonics.config.fields import BOUNDS, FIELDS, ExperimentConfig, build_parser, parse_args
+from mnemonics.config.presets import resolved, run_name
+from mnemonics.reporting.paper import adjusted
+
+
+def test_every_field_is_a_flag_with_help_and_its_default():
+    actions = {a.dest: a for a in build_parser()._actions}
+    for name, field in FIELDS.items():
+        assert f"--{name}" in actions[name].option_strings
+        assert len(actions[name].help) > 8
+        assert actions[name].default == field.default
+    assert parse_args([]) == ExperimentConfig()
+    assert "--epochs" in build_parser().format_help()
+
+
+def test_values_arrive_with_their_types():
+    config = parse_args("--epochs 3 --base_lr 0.5 --nb_phases 10 --ncm --no-resume --total_memory 2000".split())
+    assert (config.epochs, config.base_lr, config.nb_phases, config.ncm) == (3, 0.5, 10, True)
+    assert (config.resume, config.total_memory, config.nb_protos) == (False, 2000, None)
+
+
+def test_method_is_a_preset_that_single_flags_override():
+    mnemonics, baseline = (resolved(parse_args(["--method", m])) for m in ("mnemonics", "baseline"))
+    assert mnemonics.exemplars == "mnemonics"
+    assert mnemonics.finetune_epochs > 0
+    assert (baseline.exemplars, baseline.finetune_epochs) == ("herding", 0)
+    assert (mnemonics.weight_transfer, baseline.weight_transfer) == (True, False)
+    assert resolved(parse_args("--method baseline --weight_transfer".split())).weight_transfer is True
+    assert resolved(parse_args("--no-weight_transfer".split())).weight_transfer is False
+    mixed = resolved(parse_args("--method mnemonics --exemplars random --finetune_epochs 0".split()))
+    assert (mixed.exemplars, mixed.finetune_epochs) == ("random", 0)
+    assert mixed.nb_protos == 20
+    assert mixed.network == "resnet32"
+
+
+def test_preset_paper_is_what_the_paper_says():
+    paper = resolved(parse_args("--mnemonics_preset paper".split()))
+    assert (paper.mnemonics_epochs, paper.mnemonics_outer_lr, paper.mnemonics_optimizer) == (50, 0.01, "sgd")
+    assert (paper.finetune_epochs, paper.finetune_lr, paper.mnemonics_lr) == (50, 0.01, 0.01)
+    assert resolved(parse_args("--mnemonics_preset paper --mnemonics_steps 7".split())).mnemonics_steps == 7
+    assert resolved(parse_args("--method baseline --mnemonics_preset paper".split())).finetune_epochs == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "adjusts"),
+    [
+        ("", False),
+        ("--mnemonics_preset paper", True),
+        ("--mnemonics_preset paper --no_adjust", False),
+        ("--mnemonics_preset paper --exemplars random", False),
+        ("--adjust_always", True),
+        ("--exemplars herding --adjust_always", True),
+    ],
+)
+def test_old_exemplars_are_adjusted_by_preset_unless_the_flags_say_otherwise(flags, adjusts):
+    assert adjusted(dataclasses.asdict(resolved(parse_args(flags.split())))) == adjusts
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_nothing_of_the_method_applies_to_a_bound_unasked(bound):
+    config = resolved(parse_args(["--baseline", bound]))
+    assert (config.weight_transfer, config.finetune_epochs) == (False, 0)
+
+
+def test_no_setting_is_left_open():
+    settled = dataclasses.asdict(resolved(ExperimentConfig(nb_phases=5, nb_cl_fg=50, nb_cl=10)))
+    assert {name for name, value in settled.items() if value is None} == {
+        "max_images_per_class",
+        "image_size",
+        "num_workers",
+        "total_memory",
+        "gpu",
+        "out",
+        "phase0_dir",
+    }
+
+
+def test_finetuning_rate_follows_the_base_level():
+    assert resolved(parse_args("--mnemonics_lr 0.07".split())).finetune_lr == 0.07
+    assert resolved(parse_args("--mnemonics_lr 0.07 --finetune_lr 0.2".split())).finetune_lr == 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--epochs 0", ["--epochs 0", "greater than 0"]),
+        ("--lr_drops 3/4,1/2", ["--lr_drops 3/4,1/2", "1/2,3/4"]),
+        ("--lr_drops 1/0", ["--lr_drops 1/0", "1/2,3/4"]),
+        ("--image_size 64", ["--image_size 64", "cifar100"]),
+        ("--base_lr -1", ["--base_lr -1.0", "greater than 0"]),
+        ("--base_lr nan", ["--base_lr nan"]),
+        ("--beta -0.5", ["--beta -0.5", "at least 0"]),
+        ("--nb_protos 0", ["--nb_protos 0"]),
+        ("--nb_protos 20 --total_memory 2000", ["--nb_protos 20", "--total_memory 2000", "one of the two"]),
+        ("--mnemonics_subsets 1", ["--mnemonics_subsets 1", "at least 2", "--no_adjust"]),
+        ("--no_adjust --adjust_always", ["--no_adjust", "--adjust_always", "one of the two"]),
+        ("--baseline joint --finetune_epochs 3", ["--finetune_epochs 3", "--baseline joint"]),
+        ("--gpu 1 --device cpu", ["--gpu 1", "--device cpu", "one of the two"]),
+    ],
+)
+def test_senseless_values_are_refused_in_one_line(arguments, words):
+    with pytest.raises(UsageError) as error:
+        parse_args(arguments.split())
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+def test_abbreviated_flags_are_unknown(capsys):
+    with pytest.raises(SystemExit) as status:
+        parse_args(["--epoch", "3"])
+    assert status.value.code == 2
+    assert "--epoch" in capsys.readouterr().err
+
+
+def test_run_names_tell_settings_apart():
+    base = ExperimentConfig(nb_phases=5)
+    assert run_name(base) == "cifar100_5phases_lucir_mnemonics"
+    assert run_name(dataclasses.replace(base, epochs=2, method="baseline")) == "cifar100_5phases_lucir_baseline_epochs2"
+    assert run_name(dataclasses.replace(base, nb_cl_fg=40)) == "cifar100_5phases_from40_lucir_mnemonics"
+    assert run_name(dataclasses.replace(base, ncm=True)).endswith("_ncm")
+    assert run_name(dataclasses.replace(base, weight_transfer=False)).endswith("_no_weight_transfer")
+    assert run_name(dataclasses.replace(base, weight_transfer=True)).endswith("mnemonics_weight_transfer")
+    same = dataclasses.replace(base, data_dir="/elsewhere", device="cpu", resume=False)
+    assert run_name(same) == run_name(base)

@@ -1,0 +1,110 @@
+"""What is captured as a CUDA graph must be work of the device alone: reading a value back, or making a tensor of one,
+breaks the capture. Looked for here on any machine, among the operations of the steps on the CPU."""
+
+import itertools
+
+import pytest
+import torch
+from test_fast_path import BATCH, CPU, images, network, preprocessing
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mnemonics import training
+from mnemonics.baselines import BASELINES
+from mnemonics.config.fields import ExperimentConfig
+from mnemonics.config.presets import resolved
+from mnemonics.data.batches import ResidentBatches
+from mnemonics.engine import device as runtime
+from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput
+from mnemonics.exemplars.unroll import Steps
+from mnemonics.protocol import make_protocol
+
+HOST = {
+    "aten::lift_fresh": "makes a tensor of a number",
+    "aten::_local_scalar_dense": "reads a value",
+    "aten::nonzero": "reads how many there are",
+    "aten::masked_select": "reads how many there are",
+    "aten::repeat_interleave": "reads how many there are",
+}
+
+
+class Operations(TorchDispatchMode):
+    """Collects what would need the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.of_host = 0, []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += 1
+        name = operation.name().split(".")[0]
+        if name in HOST:
+            self.of_host.append(f"{name} {HOST[name]}")
+        if name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
+            masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
+            self.of_host += [f"{name} by a mask reads how many there are" for _ in masks]
+        return operation(*args, **(kwargs or {}))
+
+
+def of_host(function, *inputs):
+    """What `function` does on the host."""
+    with Operations() as operations:
+        function(*inputs)
+    assert operations.count > 20
+    return operations.of_host
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: torch.tensor([1.0]),
+        lambda x: torch.as_tensor(0, dtype=torch.uint8),
+        lambda x: x.sum().item(),
+        lambda x: bool((x > 0).all()),
+        lambda x: x[x > 0],
+        lambda x: x.masked_fill_(x > 0, 2).nonzero(),
+        lambda x: x.__setitem__(x > 0, torch.zeros(())),
+    ],
+)
+def test_such_work_is_found(work):
+    x = torch.arange(-2.0, 3.0)
+    with Operations() as operations:
+        work(x)
+    assert operations.of_host
+
+
+@pytest.mark.parametrize("weight_transfer", [False, True])
+@pytest.mark.parametrize(("name", "phases"), [*itertools.product(BASELINES, [1, 2]), ("bic", 3), ("lucir", 3)])
+def test_training_step(name, phases, weight_transfer):
+    config = resolved(ExperimentConfig(baseline=name, amp="on", weight_transfer=weight_transfer))
+    model, baseline = network().to(memory_format=torch.channels_last), BASELINES[name](config)
+    for phase in make_protocol(10, 5, 1, 1993).phases[:phases]:
+        new = images(20)
+        new.labels.fill_(phase.seen - 1)
+        baseline.begin_phase(model, phase, new, preprocessing())
+    batches = ResidentBatches(images(2 * BATCH), preprocessing())
+    _, step = training.sgd_step(model.train(), baseline, batches, config)
+    (draw,) = itertools.islice(batches.epoch(BATCH, torch.Generator().manual_seed(1)), 1)
+    assert of_host(step, *draw) == []
+
+
+@pytest.mark.parametrize(("name", "defaults"), [("cuda:1", [torch.device("cuda:1")]), ("cuda", []), ("cpu", [])])
+def test_the_chosen_gpu_is_the_default_one_where_graphs_are_captured(name, defaults, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    runtime.prepare(torch.device(name), deterministic=False)
+    assert chosen == defaults
+    runtime.prepare(CPU, deterministic=False)  # what all other tests run with
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_steps_of_the_exemplar_optimisation(old):
+    exemplars, other = images(10), images(20)
+    inputs = preprocessing().plain(exemplars.images)
+    fixed = NetworkInput(preprocessing().plain(other.images), other.labels) if old else None
+    augment = preprocessing().crop_and_mirror()
+    base = BaseLevel(network(), BilevelSettings(steps=1), fixed, augment)
+    (draw,) = base.draw(exemplars.labels, torch.Generator(CPU).manual_seed(0))
+    steps = Steps(base.step_loss, base.parameters)
+    θ = steps.layout.flatten(base.parameters)
+    assert of_host(steps.gradient, θ, inputs, draw) == []
+    assert of_host(steps.reverse, θ, inputs, draw, torch.ones_like(θ)) == []

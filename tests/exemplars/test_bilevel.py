@@ -1,0 +1,368 @@
+"""Eq. 9 and Eq. 10: what is optimised, against what, and what is left alone."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from mnemonics.config.fields import parse_args
+from mnemonics.config.presets import resolved
+from mnemonics.data.batches import LabelledImages, Preprocessing
+from mnemonics.engine.errors import NonFiniteLossError
+from mnemonics.exemplars import BilevelSettings, optimise_exemplars
+from mnemonics.exemplars.base_level import BaseLevel, NetworkInput
+from mnemonics.exemplars.memory import ExemplarMemory
+from mnemonics.exemplars.meta_level import adjust_old_exemplars, balanced_subsets, optimise_new_exemplars
+from mnemonics.exemplars.pixels import Pixels
+
+PREP = Preprocessing(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3]), 2, False)
+SETTINGS = BilevelSettings(steps=5, rate=0.1, batch_size=64, epochs=15, pixel_rate=0.05, optimizer="adam")
+
+
+def draws(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def blobs(n, classes=3, first=0, seed=0):
+    """Images of `classes` classes, each a colour pattern with noise."""
+    patterns = torch.randint(60, 196, (10, 3, 6, 6), generator=draws(99))
+    labels = torch.arange(n) % classes + first
+    noise = torch.randint(-60, 60, (n, 3, 6, 6), generator=draws(seed))
+    return LabelledImages((patterns[labels] + noise).clamp(0, 255).to(torch.uint8), labels)
+
+
+def network_input(data):
+    return NetworkInput(PREP.plain(data.images), data.labels)
+
+
+class Net(nn.Module):
+    """A small network with BatchNorm in the shape of this project's: features, then a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+        self.classifier = nn.Linear(8 * 16, 5)
+
+    def features(self, x):
+        return self.body(x)
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    model = Net()
+    model.train()(PREP.plain(blobs(60).images))
+    return model
+
+
+def test_optimised_exemplars_lower_the_validation_loss_and_rounding_keeps_the_gain():
+    start, data, model = blobs(12), blobs(300, seed=1), network()
+    weights = copy.deepcopy(model.state_dict())
+    new, losses = optimise_new_exemplars(model, start, data, PREP, SETTINGS, draws())
+    assert losses["optimised"] < 0.9 * losses["start"]
+    assert losses["rounded"] == pytest.approx(losses["optimised"], rel=0.02)
+    assert new.images.dtype == torch.uint8
+    assert torch.equal(new.labels, start.labels)
+    assert (new.images != start.images).flatten(1).any(1).all()
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    assert model.training
+
+
+def test_optimisation_is_repeatable():
+    results = [optimise_new_exemplars(network(), blobs(12), blobs(90, seed=1), PREP, SETTINGS, draws(4)) for _ in "ab"]
+    assert torch.equal(results[0][0].images, results[1][0].images)
+    assert results[0][1] == results[1][1]
+
+
+def test_sgd_moves_pixels_by_the_negative_gradient():
+    """One epoch from exemplars that no clamp touches, with the gradient of the plain graph."""
+    settings = dataclasses.replace(SETTINGS, optimizer="sgd", epochs=1, pixel_rate=20.0, steps=2, disturb=0.0)
+    start, data, model = blobs(12), blobs(30, seed=1), network()
+    model.eval()
+    x = PREP.plain(start.images).requires_grad_()
+    θ = dict(model.named_parameters())
+    for _ in range(2):  # 12 exemplars are one full batch, whose order does not matter
+        loss = F.cross_entropy(functional_call(model, θ, (x,)), start.labels)
+        gradient = torch.autograd.grad(loss, list(θ.values()), create_graph=True)
+        θ = {name: p - 0.1 * g for (name, p), g in zip(θ.items(), gradient, strict=True)}
+    validation = F.cross_entropy(functional_call(model, θ, (PREP.plain(data.images),)), data.labels)
+    expected = x - 20.0 * torch.autograd.grad(validation, x)[0]
+    pixels = (expected * PREP.std[:, None, None] + PREP.mean[:, None, None]) * 255
+    new, _ = optimise_new_exemplars(model, start, data, PREP, settings, draws())
+    assert (new.images.float() - pixels.clamp(0, 255)).abs().max() <= 0.501
+    assert (new.images != start.images).any()
+
+
+def test_gradient_is_for_the_used_exemplars_only():
+    exemplars, validation = network_input(blobs(12)), network_input(blobs(30, seed=1))
+    batches = [torch.tensor([0, 4, 8]), torch.tensor([1, 4, 11])]
+    base = BaseLevel(network(), dataclasses.replace(SETTINGS, steps=2))
+    used, gradient, _ = base.gradient(exemplars, validation, [(b, exemplars.labels[b]) for b in batches], 0)
+    assert used.tolist() == [0, 1, 4, 8, 11]
+    assert gradient.shape == (5, 3, 6, 6)
+    assert gradient.flatten(1).any(1).all()
+
+
+def test_joint_base_level_trains_on_the_fixed_exemplars_too_and_leaves_them_alone():
+    model, exemplars, fixed = network().eval(), network_input(blobs(6, first=2)), network_input(blobs(4, classes=2))
+    validation = network_input(blobs(30, classes=5, seed=1))
+    joint = exemplars.and_also(fixed)
+    base = BaseLevel(model, SETTINGS, fixed)
+    chosen = base.draw(exemplars.labels, draws())
+    used, gradient, _ = base.gradient(exemplars, validation, chosen, 0)
+    all_used, all_gradients, _ = BaseLevel(model, SETTINGS).gradient(joint, validation, chosen, 0)
+    assert used.tolist() == list(range(6))
+    assert all_used.tolist() == list(range(10))
+    assert torch.allclose(gradient, all_gradients[:6])
+    old = blobs(4, classes=2)
+    new, losses = optimise_new_exemplars(model, blobs(6, first=2), blobs(90, first=2), PREP, SETTINGS, draws(), old)
+    assert new.labels.tolist() == [2, 3, 4, 2, 3, 4]
+    assert losses["optimised"] < losses["start"]
+
+
+def test_joint_validation_holds_all_classes_in_equal_parts(monkeypatch):
+    seen, original = [], BaseLevel.gradient
+
+    def spy(self, exemplars, validation, draws, epoch):
+        seen.append(torch.bincount(validation.labels).tolist())
+        return original(self, exemplars, validation, draws, epoch)
+
+    monkeypatch.setattr(BaseLevel, "gradient", spy)
+    settings = dataclasses.replace(SETTINGS, val_batch_size=20, epochs=3)
+    arguments = (network(), blobs(6, first=2), blobs(300, first=2, seed=1), PREP, settings, draws())
+    optimise_new_exemplars(*arguments, old=blobs(40, classes=2))
+    assert seen == [[4, 4, 4, 4, 4]] * 3
+    seen.clear()
+    optimise_new_exemplars(*arguments)
+    assert all(counts[:2] == [0, 0] and sum(counts) == 20 for counts in seen)
+
+
+def test_disturbing_puts_new_noise_of_a_given_size_on_the_weights_of_layers_alone():
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    base, generator = BaseLevel(model, dataclasses.replace(SETTINGS, disturb=0.2)), draws()
+    seen = []
+    for _ in range(50):
+        base.disturb(generator)
+        seen.append({name: value.clone() for name, value in base.model.state_dict().items()})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # it has a copy
+    for name, value in before.items():
+        noise = torch.stack([state[name] for state in seen]) - value
+        if name in ("body.0.weight", "classifier.weight"):
+            size = value.square().mean().sqrt()
+            assert torch.allclose(noise.flatten(1).std(1), 0.2 * size, rtol=0.25)  # the last as large as the first
+            assert noise.mean(0).abs().mean() < 0.2 * 0.2 * size  # new every time, around the same weights
+        else:
+            assert not noise.any()
+
+
+def test_without_disturbance_nothing_is_drawn_for_it():
+    generator, untouched = draws(), draws()
+    base = BaseLevel(network(), dataclasses.replace(SETTINGS, disturb=0.0))
+    base.disturb(generator)
+    assert torch.equal(generator.get_state(), untouched.get_state())
+
+
+@pytest.mark.parametrize("disturb", [0.0, 0.5])
+def test_each_update_is_made_for_another_disturbed_model(monkeypatch, disturb):
+    models, gradient = [], BaseLevel.gradient
+
+    def spy(self, *arguments):
+        models.append(self.parameters["body.0.weight"].clone())
+        return gradient(self, *arguments)
+
+    monkeypatch.setattr(BaseLevel, "gradient", spy)
+    settings, model = dataclasses.replace(SETTINGS, disturb=disturb, epochs=2), network()
+    new, _ = optimise_new_exemplars(model, blobs(12), blobs(90, seed=1), PREP, settings, draws())
+    adjust_old_exemplars(model, ExemplarMemory(new), PREP, settings, draws())
+    assert len(models) == 2 + 2 * 2  # of new exemplars, of two halves of old ones
+    different = {tuple(weight.flatten().tolist()) for weight in [*models, model.body[0].weight.detach()]}
+    assert len(different) == (7 if disturb else 1)
+
+
+def test_unroll_fc_is_unroll_restricted_to_the_classifier():
+    model, exemplars, validation = network().eval(), network_input(blobs(12)), network_input(blobs(30, seed=1))
+    chosen = BaseLevel(model, SETTINGS).draw(exemplars.labels, draws())
+    frozen = copy.deepcopy(model)
+    frozen.body.requires_grad_(False)
+    by_name = dataclasses.replace(SETTINGS, variant="unroll-fc")
+    bases = BaseLevel(model, by_name), BaseLevel(frozen, SETTINGS), BaseLevel(model, SETTINGS)
+    gradient, expected, full = (base.gradient(exemplars, validation, chosen, 0)[1] for base in bases)
+    assert torch.equal(gradient, expected)
+    assert not torch.allclose(gradient, full, rtol=0.1)
+
+
+def test_class_mean_gradient_is_that_of_cosines_to_class_means():
+    settings = dataclasses.replace(SETTINGS, variant="class-mean")
+    model, exemplars, validation = network().eval(), network_input(blobs(6, first=1)), network_input(blobs(9, first=1))
+    x = exemplars.images.clone().requires_grad_()
+    means = torch.stack([model.features(x[exemplars.labels == c]).mean(0) for c in (1, 2, 3)])
+    cosines = torch.stack([F.cosine_similarity(f[None], means) for f in model.features(validation.images)])
+    expected = torch.autograd.grad(F.cross_entropy(cosines, validation.labels - 1), x)[0]
+    used, gradient, _ = BaseLevel(model, settings).gradient(exemplars, validation, [], 0)
+    assert used.tolist() == list(range(6))
+    assert torch.allclose(gradient, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("variant", ["unroll", "unroll-fc", "class-mean"])
+def test_every_variant_changes_exemplars_and_reports_the_same_yardstick(variant):
+    settings = dataclasses.replace(SETTINGS, variant=variant, epochs=2)
+    new, losses = optimise_new_exemplars(network(), blobs(12), blobs(90, seed=1), PREP, settings, draws())
+    assert (new.images != blobs(12).images).any()
+    plain, reference = optimise_new_exemplars(
+        network(), blobs(12), blobs(90, seed=1), PREP, dataclasses.replace(SETTINGS, epochs=2), draws()
+    )
+    assert losses["start"] == reference["start"]
+    assert variant == "unroll" or not torch.equal(new.images, plain.images)
+
+
+def test_augmented_base_level_uses_one_crop_per_step_and_exemplar():
+    prep = dataclasses.replace(PREP, crop_padding=2)
+    base = BaseLevel(network(), SETTINGS, augment=prep.crop_and_mirror())
+    images, seen = prep.plain(blobs(12).images), []
+    base.model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].detach()))
+    chosen = base.draw(blobs(12).labels, draws())
+    for _ in range(2):
+        for draw in chosen:
+            base.step_loss(base.parameters, images, *draw)
+    views = seen[:5]
+    assert all(torch.equal(first, second) for first, second in zip(views, seen[5:], strict=True))
+    plain = [images[batch] for batch, *_ in chosen]
+    assert all((view != whole).flatten(1).any(1).sum() >= 8 for view, whole in zip(views, plain, strict=True))
+    low, high = prep.valid_range()
+    assert all(((view >= low) & (view <= high)).all() for view in views)
+    _, losses = optimise_new_exemplars(network(), blobs(12), blobs(90, seed=1), prep, SETTINGS, draws(), augmented=True)
+    assert losses["optimised"] < losses["start"]
+
+
+def test_adjusting_changes_every_old_exemplar_and_helps():
+    model, old = network(), blobs(24)
+    memory = ExemplarMemory(old[old.labels.argsort()])
+    adjusted = adjust_old_exemplars(model, memory, PREP, SETTINGS, draws())
+    assert torch.equal(adjusted.data.labels, memory.data.labels)
+    assert (adjusted.data.images != memory.data.images).flatten(1).any(1).all()
+    a, b = balanced_subsets(memory.data.labels, 2, draws(5))
+
+    def held_loss(data):
+        base = BaseLevel(model, SETTINGS)
+        return base.loss_after_steps(
+            network_input(data), network_input(memory.data[b]), base.draw(data.labels, draws())
+        )
+
+    assert held_loss(adjusted.data[a]) < held_loss(memory.data[a])
+
+
+def test_each_subset_is_validated_on_the_others(monkeypatch):
+    seen = []
+
+    def spy(self, exemplars, validation, draws, epoch):
+        own, other = ({row.sum().item() for row in part.images} for part in (exemplars, validation))
+        seen.append((len(own), len(other), len(own & other)))
+        return torch.arange(1), torch.zeros_like(exemplars.images[:1]), torch.tensor(0.0)
+
+    monkeypatch.setattr(BaseLevel, "gradient", spy)
+    settings = dataclasses.replace(SETTINGS, subsets=3, epochs=2)
+    adjust_old_exemplars(network(), ExemplarMemory(blobs(27)), PREP, settings, draws())
+    assert seen == [(9, 18, 0)] * 6
+
+
+def test_nothing_to_adjust_in_an_empty_memory_or_with_one_exemplar_per_class():
+    empty = ExemplarMemory.empty(6, torch.device("cpu"))
+    assert adjust_old_exemplars(network(), empty, PREP, SETTINGS, draws()) is empty
+    single = ExemplarMemory(blobs(3))
+    assert adjust_old_exemplars(network(), single, PREP, SETTINGS, draws()) is single
+
+
+def test_subsets_are_disjoint_complete_balanced_and_random():
+    labels = torch.tensor([0] * 6 + [1] * 6 + [2] * 5)
+    a, b = balanced_subsets(labels, 2, draws())
+    assert sorted([*a.tolist(), *b.tolist()]) == list(range(17))
+    assert torch.bincount(labels[a]).tolist() == [3, 3, 3]
+    assert torch.bincount(labels[b]).tolist() == [3, 3, 2]
+    assert sorted(balanced_subsets(labels, 2, draws(1))[0].tolist()) != sorted(a.tolist())
+    assert [len(s) for s in balanced_subsets(labels, 3, draws())] == [6, 6, 5]
+
+
+def pixels_of(images, optimizer="adam", rate=0.05, epochs=15):
+    return Pixels(images, *PREP.valid_range(), optimizer, rate, epochs)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_pixels_are_clamped_to_what_uint8_can_show_and_untouched_rows_stay(optimizer):
+    start = PREP.plain(blobs(4).images)
+    pixels = pixels_of(start.clone(), optimizer, rate=50.0)
+    for _ in range(2):
+        pixels.step(torch.tensor([1, 3]), torch.ones(2, 3, 6, 6))
+    assert torch.equal(pixels.images[[0, 2]], start[[0, 2]])
+    low, high = PREP.valid_range()
+    assert torch.equal(pixels.images[[1, 3]], low.expand(2, 3, 6, 6))  # black
+    for _ in range(4):
+        pixels.step(torch.tensor([1]), -1000 * torch.ones(1, 3, 6, 6))
+    assert torch.equal(pixels.images[1], high.expand(3, 6, 6))
+
+
+def test_pixel_rate_is_halved_every_fifth_of_the_epochs():
+    pixels = pixels_of(PREP.plain(blobs(2).images), rate=0.01, epochs=50)
+    rates = []
+    for _ in range(50):
+        rates.append(pixels.optimizer.param_groups[0]["lr"])
+        pixels.step(torch.tensor([0, 1]), torch.ones(2, 3, 6, 6))
+        pixels.end_epoch()
+    assert rates == [0.01 / 2 ** (epoch // 10) for epoch in range(50)]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_pixels_have_no_weight_decay(optimizer):
+    """It would pull pixels to the mean colour."""
+    start = PREP.plain(blobs(2).images)
+    pixels = pixels_of(start.clone(), optimizer)
+    pixels.step(torch.tensor([0, 1]), torch.zeros(2, 3, 6, 6))
+    assert torch.equal(pixels.images, start)
+
+
+def test_settings_come_from_the_command_line():
+    flags = (
+        "--mnemonics_steps 3 --mnemonics_lr 0.2 --mnemonics_epochs 4 --mnemonics_outer_lr 0.5 --mnemonics_batch_size 17"
+    )
+    flags += " --mnemonics_optimizer sgd --mnemonics_variant unroll-fc --mnemonics_subsets 3"
+    flags += " --mnemonics_val_batch_size 19 --mnemonics_disturb 0.3"
+    config = resolved(parse_args(flags.split()))
+    assert BilevelSettings.of(config) == BilevelSettings("unroll-fc", 3, 0.2, 17, 19, 4, 0.5, "sgd", 0.3, 3)
+    assert BilevelSettings.of(resolved(parse_args([]))) == BilevelSettings()
+    paper = BilevelSettings.of(resolved(parse_args("--mnemonics_preset paper".split())))
+    assert paper == BilevelSettings("unroll", 50, 0.01, 128, 128, 50, 0.01, "sgd", 0.0, 2)
+
+
+def test_non_finite_loss_is_an_error_that_names_epoch_and_rates():
+    settings = dataclasses.replace(SETTINGS, rate=1e30)
+    with pytest.raises(NonFiniteLossError, match=r"epoch 0.*--mnemonics_lr 1e\+30.*--mnemonics_outer_lr 0.05"):
+        optimise_new_exemplars(network(), blobs(12), blobs(30, seed=1), PREP, settings, draws())
+
+
+def test_library_call_takes_any_module_and_any_input():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 16), nn.Tanh(), nn.Linear(16, 3))
+    x, y = torch.randn(300, 7), torch.arange(300) % 3
+    x[:, 0] += y
+    start, labels = x[:6].clone(), y[:6]
+
+    def validation_loss(images):
+        still = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(still.parameters(), 0.3)
+        for _ in range(8):
+            optimizer.zero_grad()
+            F.cross_entropy(still(images), labels).backward()
+            optimizer.step()
+        return F.cross_entropy(still(x), y).item()
+
+    settings = BilevelSettings(steps=8, rate=0.3, epochs=40, pixel_rate=0.2)
+    optimised = optimise_exemplars(model, start, labels, lambda: (x, y), settings, low=-2.0, high=2.0)
+    assert torch.equal(start, x[:6])
+    assert optimised.abs().max() <= 2
+    assert validation_loss(optimised) < 0.8 * validation_loss(start)

@@ -1,0 +1,321 @@
+"""Tiny runs of the real command on real images."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import main
+from mnemonics import algorithm as experiment
+from mnemonics.config.fields import ExperimentConfig, parse_args
+from mnemonics.data.sources import load_source
+from mnemonics.engine import files as checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ("--dataset digits --nb_phases 5 --network resnet8 --epochs 2 --nb_protos 4 "
+        "--mnemonics_val_batch_size 64 --mnemonics_epochs 2 "
+        "--mnemonics_steps 2 --mnemonics_outer_lr 0.1 --finetune_epochs 2").split()  # fmt: skip
+
+
+def command(*arguments, check=True):
+    """Run main.py as a user does; returns the finished process."""
+    return subprocess.run([sys.executable, "main.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
+                          check=check, timeout=300)  # fmt: skip
+
+
+def run(folder, *arguments):
+    """Run in this process. Returns results.json."""
+    experiment.run(parse_args([*TINY, "--out", str(folder), *map(str, arguments)]))
+    return json.loads((folder / "results.json").read_text())
+
+
+def numbers(results):
+    """What must repeat bit for bit: everything but times, memory, machine and folder names."""
+    phases = [{k: v for k, v in p.items() if k not in ("seconds", "peak_memory_bytes")} for p in results["phases"]]
+    return {k: v for k, v in results.items() if k not in ("environment", "config", "sha256")} | {"phases": phases}
+
+
+def exemplars(folder, phase):
+    state = checkpoint.load(folder / f"phase_{phase}.pt", torch.device("cpu"))["exemplars"]
+    return state["images"], state["labels"]
+
+
+@pytest.fixture(scope="module")
+def mnemonics_run(tmp_path_factory):
+    """A finished run of the real command and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "mnemonics"
+    return folder, command(*TINY, "--out", folder)
+
+
+def test_run_folder_and_table(mnemonics_run):
+    folder, process = mnemonics_run
+    names = {p.name for p in folder.iterdir()}
+    expected = {"config.json", "results.json", "log.txt", "checkpoint.pt", "accuracy.png"}
+    expected |= {f"phase_{i}.pt" for i in range(6)} | {f"exemplars_phase_{i}.png" for i in range(6)}
+    assert expected <= names
+    assert any(name.startswith("events.") for name in names)
+    assert not any(name.endswith(".tmp") for name in names)
+    for picture in folder.glob("*.png"):
+        with Image.open(picture) as image:
+            assert len(image.convert("L").getcolors()) > 5
+    rows = [line.split() for line in process.stdout.splitlines() if line[:5].strip().isdigit()]
+    assert [row[:2] for row in rows] == [["0", "5"], ["1", "6"], ["2", "7"], ["3", "8"], ["4", "9"], ["5", "10"]]
+    assert "average accuracy" in process.stdout
+    assert "phase 5: 10 classes" in (folder / "log.txt").read_text()
+
+
+def test_results_hold_what_was_measured(mnemonics_run):
+    folder, _ = mnemonics_run
+    results = json.loads((folder / "results.json").read_text())
+    assert results["config"]["exemplars"] == "mnemonics"
+    assert results["config"]["nb_cl_fg"] == 5
+    assert (results["headline"], results["config"]["baseline"]) == ("cnn", "lucir")
+    assert results["config"]["weight_transfer"] is True
+    assert len(results["class_order_sha256"]) == 64
+    assert {"torch", "device", "cpu_count", "commit", "command"} <= set(results["environment"])
+    last = results["phases"][-1]
+    assert last["exemplars_per_class"] == {"min": 4, "max": 4}
+    assert last["exemplar_bytes"] == 10 * 4 * 3 * 16 * 16
+    assert last["train_images"]["old"] == 9 * 4
+    keys = {"cnn", "nme", "cnn_before_finetune", "nme_before_finetune"}
+    assert set(last["accuracy"]) == set(last["phase0_accuracy"]) == keys
+    assert last["accuracy"] != {k: last["accuracy"][k.removesuffix("_before_finetune")] for k in keys}
+    assert [len(p["accuracy_by_phase_of_origin"]["nme"]) for p in results["phases"]] == [1, 2, 3, 4, 5, 6]
+    assert {"train", "exemplars", "finetune", "evaluate"} == set(last["seconds"])
+    assert last["exemplar_validation_loss"]["optimised"] < last["exemplar_validation_loss"]["start"]
+    assert 0.1 < last["exemplar_change_grey_levels"] < 64
+    accuracies = [p["accuracy"]["nme"] for p in results["phases"]]
+    assert results["summary"]["average_accuracy"]["nme"] == pytest.approx(sum(accuracies) / 6, abs=0.006)
+    phase0 = [p["phase0_accuracy"]["nme"] for p in results["phases"]]
+    assert results["summary"]["forgetting"]["nme"] == pytest.approx(phase0[0] - phase0[-1])
+
+
+def test_the_same_command_gives_the_same_numbers(mnemonics_run, tmp_path):
+    folder, _ = mnemonics_run
+    again = run(tmp_path / "again")
+    assert numbers(again) == numbers(json.loads((folder / "results.json").read_text()))
+    assert torch.equal(exemplars(folder, 5)[0], exemplars(tmp_path / "again", 5)[0])
+
+
+def test_another_seed_gives_other_numbers(mnemonics_run, tmp_path):
+    folder, _ = mnemonics_run
+    other = run(tmp_path / "other", "--random_seed", 7)
+    assert numbers(other)["phases"] != numbers(json.loads((folder / "results.json").read_text()))["phases"]
+
+
+def test_killed_in_phase_3_and_started_again_gives_the_same_numbers(mnemonics_run, tmp_path):
+    folder, out = mnemonics_run[0], tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "main.py", *TINY, "--out", out], cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / "phase_2.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "phase_5.pt").exists()
+    resumed = command(*TINY, "--out", out)
+    assert "resuming after phase" in resumed.stdout
+    result, reference = (json.loads((f / "results.json").read_text()) for f in (out, folder))
+    assert numbers(result) == numbers(reference)
+    for mine, its in zip(exemplars(out, 5), exemplars(folder, 5), strict=True):
+        assert torch.equal(mine, its)
+
+
+@pytest.mark.parametrize("method", ["mnemonics", "baseline"])
+def test_resuming_after_every_phase_gives_the_same_numbers(tmp_path, monkeypatch, method):
+    reference = run(tmp_path / "whole", "--method", method)
+
+    class Stop(Exception):
+        pass
+
+    save = experiment.save_phase
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        raise Stop
+
+    monkeypatch.setattr(experiment, "save_phase", save_and_stop)
+    for _ in range(6):
+        with pytest.raises(Stop):
+            run(tmp_path / "parts", "--method", method)
+    monkeypatch.undo()
+    assert numbers(run(tmp_path / "parts", "--method", method)) == numbers(reference)
+
+
+def test_a_finished_run_is_not_run_again(mnemonics_run, tmp_path):
+    folder = shutil.copytree(mnemonics_run[0], tmp_path / "done")
+    before = (folder / "phase_5.pt").stat().st_mtime_ns
+    assert numbers(run(folder)) == numbers(json.loads((mnemonics_run[0] / "results.json").read_text()))
+    assert (folder / "phase_5.pt").stat().st_mtime_ns == before
+    assert (folder / "results.json").read_bytes() == (mnemonics_run[0] / "results.json").read_bytes()
+
+
+def test_starting_anew_leaves_nothing_of_the_old_run_and_keeps_other_files(mnemonics_run, tmp_path):
+    folder = shutil.copytree(mnemonics_run[0], tmp_path / "run")
+    (folder / "notes.txt").write_text("mine")
+    arguments = [a for a in TINY if a not in ("--nb_phases", "5")]
+    flags = [*arguments, "--nb_cl_fg", "8", "--nb_cl", "2", "--no-resume", "--out", str(folder)]
+    experiment.run(parse_args(flags))
+    assert len(json.loads((folder / "results.json").read_text())["phases"]) == 2
+    assert sorted(p.name for p in folder.glob("phase_*.pt")) == ["phase_0.pt", "phase_1.pt"]
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_results_lost_between_checkpoint_and_results_json_are_written_again(mnemonics_run, tmp_path):
+    folder = shutil.copytree(mnemonics_run[0], tmp_path / "run")
+    reference = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").unlink()
+    assert numbers(run(folder)) == numbers(reference)
+
+
+def test_ncm_only_on_request(tmp_path):
+    with_ncm = run(tmp_path / "with", "--ncm", "--exemplars", "random")
+    without = run(tmp_path / "without", "--exemplars", "random")
+    assert "ncm" in with_ncm["phases"][0]["accuracy"]
+    assert "ncm" in with_ncm["summary"]["average_accuracy"]
+    assert "ncm" not in without["phases"][0]["accuracy"]
+    for a, b in zip(with_ncm["phases"], without["phases"], strict=True):
+        assert {k: v for k, v in a["accuracy"].items() if not k.startswith("ncm")} == b["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("exemplar_method", "baseline"),
+    [("mnemonics", "lucir"), ("herding", "lwf"), ("random", "bic"), ("herding", "finetune")],
+)
+def test_images_of_other_classes_are_never_read(tmp_path, monkeypatch, exemplar_method, baseline):
+    """In each phase every training image that is not of that phase's classes is noise: the numbers stay the same."""
+    arguments = ("--exemplars", exemplar_method, "--baseline", baseline)
+    arguments += ("--finetune_epochs", 0) if baseline == "finetune" else ()
+    reference = run(tmp_path / "reference", *arguments)
+    run_phase = experiment.run_phase
+
+    def run_phase_on_poisoned_data(exp, baseline, phase, state, *rest):
+        source = exp.source
+        others = ~torch.isin(source.train_class_ids, torch.tensor(phase.class_ids))
+        unseen = ~torch.isin(source.test_class_ids, torch.tensor(exp.protocol.order[: phase.seen]))
+        kept = source.train_images[others].clone(), source.test_images[unseen].clone()
+        source.train_images[others] = torch.randint(0, 256, kept[0].shape, dtype=torch.uint8)
+        source.test_images[unseen] = torch.randint(0, 256, kept[1].shape, dtype=torch.uint8)
+        run_phase(exp, baseline, phase, state, *rest)
+        source.train_images[others], source.test_images[unseen] = kept
+
+    monkeypatch.setattr(experiment, "run_phase", run_phase_on_poisoned_data)
+    assert numbers(run(tmp_path / "poisoned", *arguments)) == numbers(reference)
+
+
+@pytest.mark.parametrize("exemplar_method", ["herding", "random"])
+def test_real_exemplars_are_training_images_of_their_class(tmp_path, exemplar_method):
+    results = run(tmp_path / "run", "--exemplars", exemplar_method)
+    source = load_source(ExperimentConfig(dataset="digits"))
+    images, labels = exemplars(tmp_path / "run", 5)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        own, _ = source.train([results["class_order"][label]])
+        assert (own == image).flatten(1).all(1).any()
+
+
+def test_optimised_exemplars_are_not_training_images_and_old_ones_are_adjusted_if_asked(mnemonics_run, tmp_path):
+    folder = mnemonics_run[0]
+    source = load_source(ExperimentConfig(dataset="digits"))
+    images, labels = exemplars(folder, 5)
+    assert not any((source.train_images == image).flatten(1).all(1).any() for image in images)
+    assert labels.tolist() == [label for label in range(10) for _ in range(4)]
+    older, _ = exemplars(folder, 4)
+    assert torch.equal(images[: len(older)], older)
+    run(tmp_path / "adjusted", "--adjust_always")
+    older, newer = exemplars(tmp_path / "adjusted", 4)[0], exemplars(tmp_path / "adjusted", 5)[0]
+    assert (newer[: len(older)] != older).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("baseline", ["lucir", "bic"])
+def test_fixed_total_memory(tmp_path, baseline):
+    arguments = [a for a in TINY if a not in ("--nb_protos", "4")]
+    arguments += ["--baseline", baseline, "--out", str(tmp_path / "run"), "--total_memory", "60"]
+    experiment.run(parse_args(arguments))
+    phases = json.loads((tmp_path / "run" / "results.json").read_text())["phases"]
+    assert [p["exemplars_per_class"] for p in phases] == [{"min": n, "max": n} for n in (12, 10, 8, 7, 6, 6)]
+    assert all(p["exemplar_bytes"] <= 60 * 3 * 16 * 16 for p in phases)
+    state = checkpoint.load(tmp_path / "run" / "phase_1.pt", torch.device("cpu"))
+    stored = {name: len(state[name]["labels"]) for name in ("exemplars", "held_out")}
+    assert stored == {"exemplars": 54, "held_out": 6} if baseline == "bic" else {"exemplars": 60, "held_out": 0}
+
+
+def test_other_phase_sizes(tmp_path):
+    arguments = [a for a in TINY if a not in ("--nb_phases", "5")]
+    experiment.run(parse_args([*arguments, *"--nb_cl_fg 4 --nb_cl 3 --out".split(), str(tmp_path / "run")]))
+    phases = json.loads((tmp_path / "run" / "results.json").read_text())["phases"]
+    assert [p["classes_seen"] for p in phases] == [4, 7, 10]
+
+
+def test_learning_happens(tmp_path):
+    """Not a toy result: after 12 epochs a ResNet-8 reads most digits, and iCaRL keeps what it learned."""
+    results = run(tmp_path / "run", "--method", "baseline", "--baseline", "icarl", "--epochs", 12,
+                  "--nb_protos", 20)  # fmt: skip
+    assert results["phases"][0]["accuracy"]["cnn"] > 90
+    assert results["phases"][-1]["accuracy"]["nme"] > 80
+
+
+def test_cifar100_subset(cifar100_mini, tmp_path):
+    """The CIFAR-100 path on real images: counts, order, pixels."""
+    arguments = ("--data_dir", cifar100_mini, "--dataset", "cifar100", "--method", "baseline", "--baseline", "icarl",
+                 "--network", "resnet8", "--nb_phases", 5, "--epochs", 1, "--nb_protos", 4,
+                 "--out", tmp_path / "run")  # fmt: skip
+    process = command(*arguments)
+    assert "1000 training and 300 test images" in process.stdout
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["class_order"][:5] == [68, 56, 78, 8, 23]
+    assert [p["train_images"] for p in results["phases"]] == [
+        {"new": 500, "old": 0}, *({"new": 100, "old": 4 * n} for n in (50, 60, 70, 80, 90))]  # fmt: skip
+    images, labels = exemplars(tmp_path / "run", 5)
+    assert torch.bincount(labels).tolist() == [4] * 100
+    source = load_source(ExperimentConfig(dataset="cifar100", data_dir=str(cifar100_mini)))
+    for index in range(0, 400, 37):
+        own, _ = source.train([results["class_order"][labels[index]]])
+        assert (own == images[index]).flatten(1).all(1).any()
+
+
+MISTAKES = {
+    "phases": ("--dataset digits --nb_cl_fg 3 --nb_phases 5", ["--nb_phases 5", "7 classes left", "1, 7 would"]),
+    "exemplars": ("--dataset digits --max_images_per_class 12", ["--nb_protos 20", "12 training images"]),
+    "total": ("--dataset digits --total_memory 9", ["--total_memory 9", "10 or more"]),
+    "folder": ("--dataset cifar100 --data_dir {tmp}/empty/cifar-100-python.tar.gz/x", ["--data_dir", "what works is"]),
+    "cuda": ("--dataset digits --device cuda:63", ["--device cuda:63", "--device cpu works"]),
+    "gpu": ("--dataset digits --gpu 63", ["--gpu 63", "--device cpu works"]),
+    "device": ("--dataset digits --device abacus", ["--device abacus", "not a device"]),
+    "out": ("--dataset digits --out /dev/null/run", ["--out /dev/null/run", "cannot make"]),
+    "contradiction": ("--dataset digits --nb_phases 5 --nb_cl 2", ["--nb_phases 5", "--nb_cl 2"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_users_mistake_ends_in_one_line_and_status_2(mistake, tmp_path, monkeypatch, capsys):
+    arguments, words = MISTAKES[mistake]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "cifar-100-python.tar.gz").write_bytes(b"this is no archive")
+    arguments = ["--out", str(tmp_path / "run"), *arguments.format(tmp=tmp_path).split()]
+    monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
+    assert main.main() == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(word in error for word in words), error
+
+
+def test_a_folder_with_other_settings_is_refused(mnemonics_run):
+    process = command(*TINY, "--out", mnemonics_run[0], "--epochs", 7, "--baseline", "lwf", check=False)
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
+    assert "--epochs 2 there, 7 now" in process.stderr
+    assert "--baseline lucir there, lwf now" in process.stderr
+
+
+def test_a_diverging_run_ends_in_one_line_and_status_1(tmp_path):
+    process = command(*TINY, "--out", tmp_path / "run", "--base_lr", "1e20", check=False)
+    assert process.returncode == 1
+    assert "phase 0, epoch" in process.stderr
+    assert "Traceback" not in process.stderr

@@ -1,0 +1,154 @@
+"""Every baseline with every way of making exemplars, and the shared model of phase 0."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import main
+from mnemonics import algorithm as experiment
+from mnemonics.baselines import BASELINES
+from mnemonics.baselines.bic import BiC
+from mnemonics.config.checks import UsageError
+from mnemonics.config.fields import BOUNDS, parse_args
+from mnemonics.engine import files as checkpoint
+
+TINY = ("--mnemonics_val_batch_size 64 "
+        "--dataset digits --nb_cl_fg 6 --nb_cl 2 --network resnet8 --epochs 1 --mnemonics_epochs 1 --mnemonics_steps 2 "
+        "--max_images_per_class 30").split()  # fmt: skip
+
+
+def run(folder, *arguments):
+    """Run in this process. Returns results.json."""
+    experiment.run(parse_args([*TINY, "--out", str(folder), *map(str, arguments)]))
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def phase0_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("phase0")
+
+
+@pytest.mark.parametrize("exemplars", ["mnemonics", "herding", "random"])
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_grid(tmp_path, phase0_dir, baseline, exemplars):
+    finetune = 0 if baseline in BOUNDS else 2
+    arguments = ("--baseline", baseline, "--exemplars", exemplars, "--nb_protos", 5, "--phase0_dir", phase0_dir)
+    results = run(tmp_path / "run", *arguments, *(("--finetune_epochs", 2) if finetune else ()))
+    assert [p["classes_seen"] for p in results["phases"]] == [6, 8, 10]
+    kept = 4 if baseline == "bic" else 5  # BiC holds one out
+    old = {"finetune": [0, 0], "joint": [180, 240]}.get(baseline, [6 * kept, 8 * kept])
+    assert [p["train_images"]["old"] for p in results["phases"]] == [0, *old]
+    new = 60 - 2 * (5 - kept)
+    assert [p["train_images"]["new"] for p in results["phases"]] == [180, new, new]
+    assert all(p["exemplars_per_class"] == {"min": 5, "max": 5} for p in results["phases"])
+    assert [p["exemplar_bytes"] for p in results["phases"]] == [n * 5 * 3 * 16 * 16 for n in (6, 8, 10)]
+    assert results["config"]["weight_transfer"] is (baseline not in BOUNDS)
+    state = checkpoint.load(tmp_path / "run" / "phase_2.pt", torch.device("cpu"))
+    assert any(name.endswith(".factor") for name in state["model"]) is (baseline not in BOUNDS)
+    assert len(list(phase0_dir.glob("*.pt"))) == 1  # all 18 runs start from one model
+
+
+def test_adjusting_can_be_asked_for_with_real_exemplars(tmp_path, phase0_dir):
+    fixed, adjusted = (
+        run(tmp_path / name, *"--exemplars random --nb_protos 4".split(), *flags, "--phase0_dir", phase0_dir)
+        for name, flags in (("fixed", ()), ("adjusted", ("--adjust_always",)))
+    )
+    assert fixed["phases"][0]["accuracy"] == adjusted["phases"][0]["accuracy"]
+    images = {}
+    for name in ("fixed", "adjusted"):
+        first, last = (
+            checkpoint.load(tmp_path / name / f"phase_{i}.pt", torch.device("cpu"))["exemplars"]["images"]
+            for i in (0, 2)
+        )
+        images[name] = (first != last[: len(first)]).flatten(1).any(1)
+    assert not images["fixed"].any()
+    assert images["adjusted"].all()
+
+
+def test_bic_never_trains_on_what_it_holds_out(tmp_path, monkeypatch):
+    """From phase 1 on no batch, of model or exemplar level, holds a held-out image; it is stored as it was."""
+    seen, calibrated = [], []
+    train_phase, calibrate = experiment.train_phase, BiC.calibrate
+
+    def recording_train_phase(model, baseline, phase, data, *rest):
+        seen.append(data)
+        train_phase(model, baseline, phase, data, *rest)
+
+    def recording_calibrate(self, model, held_out, prep):
+        calibrated.append(held_out)
+        calibrate(self, model, held_out, prep)
+
+    monkeypatch.setattr(experiment, "train_phase", recording_train_phase)
+    monkeypatch.setattr(BiC, "calibrate", recording_calibrate)
+    run(tmp_path / "run", "--baseline", "bic", "--exemplars", "herding", "--nb_protos", 20, "--finetune_epochs", 2)
+    state = checkpoint.load(tmp_path / "run" / "phase_2.pt", torch.device("cpu"))
+    held_out, stored = state["held_out"]["images"], state["exemplars"]["images"]
+    assert torch.bincount(state["held_out"]["labels"]).tolist() == [2] * 10
+    assert [len(data) for data in calibrated] == [12, 16, 16, 20, 20]  # balanced; twice where there is fine-tuning
+    for image, label in zip(held_out, state["held_out"]["labels"].tolist(), strict=True):
+        since = 1 if label < 6 else 0  # phase 0 is the one that all baselines share
+        assert not any((data.images == image).flatten(1).all(1).any() for data in seen[since:])
+        assert not (stored == image).flatten(1).all(1).any()
+
+
+def test_a_taken_phase_0_model_gives_the_numbers_of_a_trained_one(tmp_path):
+    arguments = ("--baseline", "lwf", "--exemplars", "random", "--nb_protos", 3)
+    own = run(tmp_path / "own", *arguments)
+    trained, taken = (run(tmp_path / n, *arguments, "--phase0_dir", tmp_path / "shared") for n in ("a", "b"))
+    facts = [r["phases"][0].pop("phase0_model", None) for r in (own, trained, taken)]
+    assert facts[0] is None
+    assert [f["taken"] for f in facts[1:]] == [False, True]
+    assert facts[1]["train_seconds"] == facts[2]["train_seconds"] > 0
+    timeless = [[{k: v for k, v in p.items() if k not in ("seconds", "peak_memory_bytes")} for p in r["phases"]]
+                for r in (own, trained, taken)]  # fmt: skip
+    assert timeless[0] == timeless[1] == timeless[2]
+
+
+@pytest.mark.parametrize("other", ["--epochs 2", "--random_seed 5", "--base_lr 0.2", "--max_images_per_class 29",
+                                   "--nb_cl_fg 4", "--train_batch_size 64", "--order_seed 1"])  # fmt: skip
+def test_a_phase_0_model_of_other_settings_is_not_taken(tmp_path, phase0_dir, other):
+    before = set(phase0_dir.glob("*.pt"))
+    run(tmp_path / "run", "--method", "baseline", "--nb_protos", 3, "--phase0_dir", phase0_dir, *other.split())
+    assert len(set(phase0_dir.glob("*.pt")) - before) == 1
+
+
+def test_a_phase0_dir_that_cannot_be_written_is_a_users_mistake(tmp_path):
+    with pytest.raises(UsageError, match="--phase0_dir /dev/null/x"):
+        run(tmp_path / "run", "--nb_protos", 3, "--phase0_dir", "/dev/null/x")
+
+
+def test_nb_runs_repeats_with_the_next_seeds(tmp_path, monkeypatch, capsys):
+    arguments = [*TINY, "--method", "baseline", "--nb_protos", "3"]
+    monkeypatch.setattr(
+        sys, "argv", ["main.py", *arguments, "--nb_runs", "2", "--random_seed", "5", "--out", str(tmp_path)]
+    )
+    assert main.main() == 0
+    said = capsys.readouterr().out
+    results = [json.loads((tmp_path / f"seed{seed}" / "results.json").read_text()) for seed in (5, 6)]
+    assert [r["config"]["random_seed"] for r in results] == [5, 6]
+    single = run(tmp_path / "single", *arguments[len(TINY) :], "--random_seed", 6)
+    assert single["summary"] == results[1]["summary"]
+    a, b = (r["summary"]["average_accuracy"]["cnn"] for r in results)
+    half = 12.7062 * abs(a - b) / 2  # Student's t with one degree of freedom
+    assert "2 runs, training seeds 5, 6" in said
+    assert f"average accuracy: CNN {(a + b) / 2:.2f} +- {half:.2f}" in said
+
+
+@pytest.mark.parametrize("baseline", ["lucir", "bic"])
+def test_phases_of_lucir_and_bic_on_cifar100(cifar100_mini, tmp_path, baseline):
+    flags = f"--dataset cifar100 --data_dir {cifar100_mini} --network resnet8 --nb_phases 2 --epochs 1 --nb_protos 4 "
+    flags += f"--baseline {baseline} --mnemonics_epochs 1 --mnemonics_steps 1 --finetune_epochs 1 --out {tmp_path}"
+    experiment.run(parse_args(flags.split()))
+    phases = json.loads((tmp_path / "results.json").read_text())["phases"]
+    assert [p["classes_seen"] for p in phases] == [50, 75, 100]
+    assert all(p["exemplars_per_class"] == {"min": 4, "max": 4} for p in phases)
+    weights = checkpoint.load(tmp_path / "phase_2.pt", torch.device("cpu"))["model"]
+    classifier = "classifier.classifier." if baseline == "bic" else "classifier."
+    assert [len(weights[classifier + name]) for name in ("old_weight", "new_weight")] == [75, 25]
+    if baseline == "bic":
+        scale = weights["classifier.scale"]
+        assert (scale[:50] == 1).all()
+        assert scale[50:75].unique().numel() == scale[75:].unique().numel() == 1
+        assert scale[50] != 1 != scale[75]

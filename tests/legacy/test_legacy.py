@@ -1,0 +1,552 @@
+"""Checkpoints of the authors' code: read without running anything, and the same function as the original modules."""
+
+import collections
+import contextlib
+import importlib
+import io
+import os
+import pickle
+import re
+import struct
+import sys
+import types
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from mnemonics.config.checks import UsageError
+from mnemonics.data.pickles import PickleError
+from mnemonics.legacy import checkpoints as legacy
+from mnemonics.legacy.networks import read_network
+from mnemonics.legacy.records import TensorRecord
+from mnemonics.models.layers import ScaledConv2d, SplitCosineLinear
+from mnemonics.protocol import class_order
+
+# Stand-ins for the authors' modules: their names, attributes and function, written for these tests.
+LINEAR = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class CosineLinear(nn.Module):
+    def __init__(self, d, n, sigma=True):
+        super().__init__()
+        self.in_features, self.out_features = d, n
+        self.weight = nn.Parameter(torch.randn(n, d))
+        self.register_parameter("sigma", nn.Parameter(torch.rand(1) + 1) if sigma else None)
+    def forward(self, x):
+        out = F.normalize(x, dim=1) @ F.normalize(self.weight, dim=1).T
+        return out if self.sigma is None else out * self.sigma
+
+class SplitCosineLinear(nn.Module):
+    def __init__(self, d, old, new, sigma=True):
+        super().__init__()
+        self.in_features, self.out_features = d, old + new
+        self.fc1, self.fc2 = CosineLinear(d, old, False), CosineLinear(d, new, False)
+        self.register_parameter("sigma", nn.Parameter(torch.rand(1) + 1) if sigma else None)
+    def forward(self, x):
+        out = torch.cat([self.fc1(x), self.fc2(x)], 1)
+        return out if self.sigma is None else out * self.sigma
+"""
+CONV = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Conv2dMtl(nn.Module):
+    def __init__(self, a, b, kernel_size, stride=1, padding=0, bias=False):
+        super().__init__()
+        self.in_channels, self.out_channels, self.kernel_size = a, b, (kernel_size,) * 2
+        self.stride, self.padding, self.dilation, self.groups = (stride,) * 2, (padding,) * 2, (1, 1), 1
+        self.weight = nn.Parameter(torch.randn(b, a, kernel_size, kernel_size) * 0.1, requires_grad=False)
+        self.mtl_weight = nn.Parameter(torch.rand(b, a, 1, 1) + 0.5)
+        self.register_parameter("bias", None)
+        self.register_parameter("mtl_bias", None)
+    def forward(self, x):
+        return F.conv2d(x, self.weight * self.mtl_weight, None, self.stride, self.padding)
+"""
+RESNET = """
+from torch import nn
+from models.modified_linear import CosineLinear
+{import_conv}
+
+class {Block}(nn.Module):
+    def __init__(self, a, b, stride=1, downsample=None, last=False):
+        super().__init__()
+        self.conv1 = {Conv}(a, b, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(b)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = {Conv}(b, b, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(b)
+        self.downsample, self.stride, self.last = downsample, stride, last
+    def forward(self, x):
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out = out + (x if self.downsample is None else self.downsample(x))
+        return out if self.last else self.relu(out)
+
+class {Net}(nn.Module):
+    def __init__(self, n, classes):
+        super().__init__()
+        self.inplanes = {first}
+        self.conv1 = {Conv}(3, {first}, bias=False, **{stem})
+        self.bn1 = nn.BatchNorm2d({first})
+        self.relu = nn.ReLU(inplace=True)
+        if {large}:
+            self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        for i in range({stages}):
+            self.stage(i, {first} * 2**i, n, last=i == {stages} - 1)
+        self.avgpool = nn.AvgPool2d({pool}, stride=1)
+        self.fc = CosineLinear(self.inplanes, classes)
+    def stage(self, i, planes, n, last):
+        blocks = []
+        for j in range(n):
+            stride, down = 2 if i and not j else 1, None
+            if stride != 1:
+                down = nn.Sequential({Conv}(self.inplanes, planes, kernel_size=1, stride=2, bias=False),
+                                     nn.BatchNorm2d(planes))
+            blocks.append({Block}(self.inplanes, planes, stride, down, last=last and j == n - 1))
+            self.inplanes = planes
+        setattr(self, f"layer{{i + 1}}", nn.Sequential(*blocks))
+    def forward(self, x):
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.maxpool(x) if {large} else x
+        for i in range({stages}):
+            x = getattr(self, f"layer{{i + 1}}")(x)
+        return self.fc(self.avgpool(x).flatten(1))
+"""
+SMALL = {"first": 16, "stages": 3, "pool": 8, "large": False, "stem": {"kernel_size": 3, "padding": 1}}
+LARGE = {"first": 64, "stages": 4, "pool": 7, "large": True, "stem": {"kernel_size": 7, "stride": 2, "padding": 3}}
+PLAIN = {"Net": "ResNet", "Block": "BasicBlock", "Conv": "nn.Conv2d", "import_conv": ""}
+SCALED = {"Net": "ResNetMtl", "Block": "BasicBlockMtl", "Conv": "Conv2dMtl"}
+IMPORT = "from utils.{}conv2d_mtl import Conv2dMtl"
+SOURCES = {
+    "models.modified_linear": LINEAR,
+    "utils.conv2d_mtl": CONV,
+    "utils.incremental.conv2d_mtl": CONV,
+    "models.modified_resnet_cifar": RESNET.format(**SMALL, **PLAIN),
+    "models.modified_resnet": RESNET.format(**LARGE, **PLAIN),
+    "models.modified_resnetmtl_cifar": RESNET.format(**SMALL, **SCALED, import_conv=IMPORT.format("")),
+    "models.modified_resnetmtl": RESNET.format(**LARGE, **SCALED, import_conv=IMPORT.format("incremental.")),
+}
+
+
+@contextlib.contextmanager
+def stand_ins(folder):
+    """Within it the modules of SOURCES can be imported under the authors' names; afterwards nothing of them is left."""
+    for name, source in SOURCES.items():
+        path = folder.joinpath(*name.split(".")).with_suffix(".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in authors_modules():
+            del sys.modules[name]
+        importlib.invalidate_caches()
+
+
+def authors_modules():
+    return [name for name in sys.modules if name.split(".")[0] in ("models", "utils")]
+
+
+def make(kind, blocks, classes, new=0):
+    """A stand-in network in eval mode with nothing left at a neutral value; `new` > 0: a split head."""
+    module = importlib.import_module(f"models.modified_{kind}")
+    network = getattr(module, "ResNetMtl" if "mtl" in kind else "ResNet")(blocks, classes)
+    if new:
+        linear = importlib.import_module("models.modified_linear")
+        network.fc = linear.SplitCosineLinear(network.inplanes, classes, new)
+    for part in network.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            for tensor in (part.running_mean, part.bias.data):
+                tensor.normal_(0, 0.3)
+            for tensor in (part.running_var, part.weight.data):
+                tensor.uniform_(0.5, 1.5)
+    return network.eval()
+
+
+def save(module, path, old_format):
+    torch.save(module, path, _use_new_zipfile_serialization=not old_format)
+    return path
+
+
+KINDS = {
+    "cifar": ("resnet_cifar", 3, 5, 0, "resnet20"),
+    "cifar, split head": ("resnet_cifar", 3, 5, 2, "resnet20"),
+    "cifar, weight transfer": ("resnetmtl_cifar", 3, 5, 0, "resnet20"),
+    "cifar, weight transfer, split head": ("resnetmtl_cifar", 5, 5, 2, "resnet32"),
+    "imagenet": ("resnet", 2, 5, 0, "resnet18"),
+    "imagenet, weight transfer, split head": ("resnetmtl", 2, 5, 2, "resnet18"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_the_original_module(kind, tmp_path):
+    """In both formats, with nothing of the original importable. In double precision all but rounding is visible."""
+    file, blocks, classes, new, name = KINDS[kind]
+    size = 224 if "imagenet" in kind else 32
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with stand_ins(tmp_path), torch.no_grad():
+        torch.manual_seed(1)
+        original = make(file, blocks, classes, new)
+        weights = {key: value.clone() for key, value in original.state_dict().items()}
+        paths = [save(original, tmp_path / f"{old}.pth", old) for old in (True, False)]
+        single, double = original(images), original.double()(images.double())
+    assert zipfile.is_zipfile(paths[1])
+    assert not zipfile.is_zipfile(paths[0])
+    assert b"def forward" in paths[0].read_bytes()  # the source code of the classes is in the older format
+    for path in paths:
+        network = read_network(path)
+        assert authors_modules() == []
+        assert (network.name, network.image_size) == (name, size)
+        assert isinstance(network.model.classifier, SplitCosineLinear) is (new > 0)
+        assert isinstance(network.model.conv1, ScaledConv2d) is ("weight transfer" in kind)
+        same_numbers(network.model, weights)
+        model = network.model.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(model(images), single, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(model.double()(images.double()), double, rtol=1e-12, atol=1e-13)
+
+
+def same_numbers(model, weights):
+    """Every number of the original is in the model, bit for bit."""
+    mine, its = (
+        collections.Counter((value.shape, value.contiguous().numpy().tobytes()) for value in numbers.values())
+        for numbers in (model.state_dict(), weights)
+    )
+    assert mine == its
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_head_without_sigma(split, tmp_path):
+    images = torch.randn(2, 3, 32, 32)
+    with stand_ins(tmp_path), torch.no_grad():
+        linear = importlib.import_module("models.modified_linear")
+        original = make("resnet_cifar", 3, 4)
+        original.fc = linear.SplitCosineLinear(64, 3, 2, False) if split else linear.CosineLinear(64, 5, False)
+        path, expected = save(original, tmp_path / "m.pth", True), original(images)
+    with torch.no_grad():
+        torch.testing.assert_close(read_network(path).model.eval()(images), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_as_pytorch_0_4_pickled_it_on_a_gpu(tmp_path, monkeypatch):
+    """Parameters by calling the class, a backend in every module, no count of batches, views of storages, CUDA."""
+    thnn = types.ModuleType("torch.nn.backends.thnn")
+    exec("def _get_thnn_function_backend(): return None", vars(thnn))
+    thnn._get_thnn_function_backend.__module__ = thnn.__name__
+
+    class Backend:
+        def __reduce__(self):
+            return thnn._get_thnn_function_backend, ()
+
+    def reduce_parameter(self, _):
+        return torch.nn.Parameter, (self.data, self.requires_grad)
+
+    images = torch.randn(2, 3, 32, 32)
+    with stand_ins(tmp_path), torch.no_grad(), monkeypatch.context() as patch:
+        patch.setitem(sys.modules, thnn.__name__, thnn)
+        patch.setattr(torch.nn.Parameter, "__reduce_ex__", reduce_parameter)
+        patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+        original = make("resnetmtl_cifar", 3, 4, 2)
+        expected = original(images)
+        for part in original.modules():
+            part._backend = Backend()
+            part._buffers.pop("num_batches_tracked", None)
+        path = save(original, tmp_path / "m.pth", True)
+    data = path.read_bytes().replace(b"ctorch\nFloatStorage", b"ctorch.cuda\nFloatStorage")
+    assert b"cuda:0" in data
+    assert b"_rebuild_parameter" not in data
+    path.write_bytes(data)
+    with torch.no_grad():
+        torch.testing.assert_close(read_network(path).model.eval()(images), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_records_say_what_the_file_says(tmp_path):
+    with stand_ins(tmp_path):
+        path = save(make("resnetmtl_cifar", 3, 4, 2), tmp_path / "m.pth", True)
+    record = legacy.read_module(path)
+    block = record.children["layer1"].children["0"]
+    assert block.class_name == "models.modified_resnetmtl_cifar.BasicBlockMtl"
+    assert block.attributes["last"] is False
+    conv = block.children["conv1"]
+    assert conv.class_name == "utils.conv2d_mtl.Conv2dMtl"
+    assert conv.parameters["mtl_weight"].shape == (16, 16, 1, 1)
+    assert conv.parameters["mtl_bias"] is None
+    assert block.children["bn1"].buffers["running_var"].shape == (16,)
+
+
+def test_views_of_one_storage():
+    """The older format can store tensors as views of a common storage; offsets and strides count."""
+    machine_of = legacy.Storages()
+    root = machine_of.persistent(("storage", legacy.Name("torch.FloatStorage"), "7", "cpu", 6, None))
+    view = machine_of.persistent(("storage", legacy.Name("torch.cuda.FloatStorage"), "7", "cuda:1", 6, ("8", 2, 4)))
+    root.storage.fill(struct.pack("<6f", *range(6)))
+    rebuild = legacy.TorchMachine(None)
+    rebuild.stack = [legacy.Name("torch._utils._rebuild_tensor_v2"), (view, 1, (2,), (2,), False, None)]
+    rebuild.do_REDUCE(None)
+    assert rebuild.stack[0].tensor().tolist() == [3.0, 5.0]
+    with pytest.raises(legacy.LegacyError, match="not inside"):
+        machine_of.persistent(("storage", legacy.Name("torch.FloatStorage"), "7", "cpu", 6, ("9", 4, 3)))
+
+
+# class orders
+
+
+ORDER = class_order(100, 1993)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("kind", ["array", "list of numpy numbers", "list"])
+def test_class_orders(protocol, kind, tmp_path):
+    value = {"array": np.array(ORDER), "list of numpy numbers": list(np.array(ORDER)), "list": list(ORDER)}[kind]
+    (tmp_path / "order.pkl").write_bytes(pickle.dumps(value, protocol))
+    assert legacy.read_order(tmp_path / "order.pkl") == ORDER
+
+
+def test_a_class_order_written_by_numpy_1(tmp_path):
+    data = pickle.dumps(np.array(ORDER), 2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    (tmp_path / "order.pkl").write_bytes(data)
+    assert legacy.read_order(tmp_path / "order.pkl") == ORDER
+
+
+@pytest.mark.parametrize("value", [[0, 2], [0, 0, 1], "abc", {"a": 1}, np.eye(2), np.array([0.0, 1.0]), [[0]], None])
+def test_what_is_no_class_order_is_refused(value, tmp_path):
+    (tmp_path / "order.pkl").write_bytes(pickle.dumps(value, 2))
+    with pytest.raises(UsageError, match=r"order\.pkl: .*(class order|damaged)"):
+        legacy.read_order(tmp_path / "order.pkl")
+
+
+# refusals
+
+
+class Evil:
+    """Unpickling it runs a command that leaves a file."""
+
+    def __init__(self, call, *arguments):
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self):
+        return self.call, self.arguments
+
+
+def evil_objects(mark):
+    code = f"open({str(mark)!r}, 'w').close()"
+    return {
+        "os.system": Evil(os.system, f"touch {mark}"),
+        "eval": Evil(eval, code),
+        "exec": Evil(exec, code),
+        "getattr": Evil(getattr, "text", "upper"),
+        "importlib": Evil(importlib.import_module, "os"),
+        "nested": {"a": [(Evil(os.system, f"touch {mark}"),)]},
+        "torch.load": Evil(torch.load, "somewhere"),
+        "OrderedDict subclass": collections.Counter("ab"),
+        "object": types.SimpleNamespace(a=1),
+    }
+
+
+@pytest.mark.parametrize("kind", evil_objects(""))
+@pytest.mark.parametrize("where", ["old", "zip", "order 0", "order 2", "order 4"])
+def test_a_pickle_that_tries_to_run_code_is_refused_and_nothing_ran(kind, where, tmp_path):
+    mark = tmp_path / "ran"
+    evil, path = evil_objects(mark)[kind], tmp_path / "m.pth"
+    if where.startswith("order"):
+        path.write_bytes(pickle.dumps(evil, int(where[-1])))
+        read = legacy.read_order
+    else:
+        with stand_ins(tmp_path):
+            module = make("resnet_cifar", 3, 4)
+            module.surprise = evil
+            save(module, path, where == "old")
+        read = legacy.read_module
+    with pytest.raises(UsageError, match=r"m\.pth: refused: (it asks for '[\w.]+'|the pickle operation)") as refused:
+        read(path)
+    assert "\n" not in str(refused.value)
+    assert not mark.exists()
+    assert authors_modules() == []
+    if kind == "os.system":
+        assert "posix.system" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"cos\nsystem\n(S'touch x'\ntR.",
+        b"(S'touch x'\nios\nsystem\n.",
+        b"(cos\nsystem\nS'touch x'\no.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x07touch x\x85R.",
+        b"ctorch.nn.modules.conv\nConv2d\n(S'x'\ntR.",  # a known module, called
+        b"\x80\x02ctorch._utils\n_rebuild_parameter\n)\x81.",  # a known function, as a class
+        b"\x80\x02ctorch.nn.modules.conv\nConv2d\nK\x01\x85\x81.",  # a module with arguments
+        b"\x80\x02cnumpy\ndtype\n}X\x01\x00\x00\x00aK\x01sb.",  # setting what is not ours to set
+        b"\x82\x01.",  # extension registry
+        b"P1\n.",
+        b"]K\x01\x85e.",
+        b"",
+        b".",
+        b"\x80\x02K\x01K\x02s.",
+    ],
+)
+def test_crafted_pickles_are_refused(program, tmp_path):
+    (tmp_path / "order.pkl").write_bytes(program)
+    with pytest.raises(UsageError, match=r"order\.pkl: (refused|truncated|damaged|the file is empty)"):
+        legacy.read_order(tmp_path / "order.pkl")
+    with pytest.raises(PickleError, match=r"refused|truncated|damaged"):
+        legacy.TorchMachine(None).run(io.BytesIO(program))
+
+
+def test_refusing_leaves_nothing_behind_for_the_next_file(tmp_path):
+    """Setting attributes of what the names stand for is not possible."""
+    path = tmp_path / "order.pkl"
+    for name in (b"numpy\ndtype", b"numpy\nndarray", b"torch.nn.modules.conv\nConv2d", b"collections\nOrderedDict"):
+        path.write_bytes(b"\x80\x02c" + name + b"\nN}X\x01\x00\x00\x00aK\x01s\x86b.")
+        with path.open("rb") as file, pytest.raises(PickleError, match="sets the state"):
+            legacy.TorchMachine(None).run(file)
+
+
+@pytest.fixture(scope="module")
+def both_formats(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    with stand_ins(folder):
+        module = make("resnet_cifar", 3, 4)
+        return {old: save(module, folder / f"{old}.pth", old).read_bytes() for old in (True, False)}
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_truncated_files_are_refused(old, both_formats, tmp_path):
+    data, path = both_formats[old], tmp_path / "m.pth"
+    for share in (0.001, 0.01, 0.1, 0.5, 0.9, 0.9999):
+        path.write_bytes(data[: int(share * len(data))])
+        with pytest.raises(UsageError, match=r"m\.pth: (truncated|not a file|damaged)") as refused:
+            legacy.read_module(path)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_damaged_files_never_end_in_another_error(old, both_formats, tmp_path):
+    draws, path = np.random.default_rng(0), tmp_path / "m.pth"
+    data = np.frombuffer(both_formats[old], np.uint8)
+    ends = data[-60_000:] if not old else data[:60_000]  # where the pickle or the zip directory is
+    for _ in range(60):
+        damaged = data.copy()
+        part = damaged[-len(ends) :] if not old else damaged[: len(ends)]
+        part[draws.integers(0, len(part), 20)] = draws.integers(0, 256, 20)
+        path.write_bytes(damaged.tobytes())
+        with contextlib.suppress(UsageError):
+            read_network(path)
+
+
+OTHERS = {
+    "empty": (b"", "the file is empty"),
+    "html": (b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title>", "HTML page .*Quota exceeded"),
+    "text": (b"hello", "not a file that torch.save wrote"),
+    "random": (bytes(range(256)) * 9, "not a file that torch.save wrote"),
+    "plain pickle": (pickle.dumps([1, 2]), "not a file that torch.save wrote"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_files_are_refused(kind, tmp_path):
+    data, message = OTHERS[kind]
+    (tmp_path / "m.pth").write_bytes(data)
+    with pytest.raises(UsageError, match=rf"m\.pth: .*{message}"):
+        legacy.read_module(tmp_path / "m.pth")
+
+
+def test_files_without_a_module_or_file_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read"):
+        legacy.read_module(tmp_path / "none.pth")
+    for old in (True, False):
+        path = save({"a": torch.ones(2)}, tmp_path / "m.pth", old)
+        with pytest.raises(UsageError, match="holds a dict, not a network"):
+            legacy.read_module(path)
+    with zipfile.ZipFile(tmp_path / "m.pth", "w") as archive:
+        archive.writestr("a.txt", "a")
+    with pytest.raises(UsageError, match=r"zip archive, but not one that torch\.save wrote"):
+        legacy.read_module(tmp_path / "m.pth")
+
+
+def test_compressed_archives_are_refused(both_formats, tmp_path):
+    """A few kilobytes could become gigabytes."""
+    source, copy = io.BytesIO(both_formats[False]), tmp_path / "m.pth"
+    with zipfile.ZipFile(source) as original, zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in original.namelist():
+            archive.writestr(name, original.read(name))
+    with pytest.raises(UsageError, match="is compressed"):
+        legacy.read_module(tmp_path / "m.pth")
+
+
+def test_big_endian_files_are_refused(both_formats, tmp_path):
+    data = re.sub(rb"(little_endianq.)\x88", lambda match: match[1] + b"\x89", both_formats[True])
+    assert data != both_formats[True]
+    (tmp_path / "m.pth").write_bytes(data)
+    with pytest.raises(UsageError, match="big-endian"):
+        legacy.read_module(tmp_path / "m.pth")
+
+
+def first_conv(network):
+    return network.layer1[0].conv1
+
+
+CHANGES = {
+    "bias": (
+        lambda n: first_conv(n).register_parameter("bias", torch.nn.Parameter(torch.ones(16))),
+        "bias is not zero",
+    ),
+    "mtl_bias": (lambda n: setattr(n.conv1, "mtl_bias", torch.nn.Parameter(torch.ones(16))), "mtl_bias is not zero"),
+    "shape": (
+        lambda n: setattr(first_conv(n), "weight", torch.nn.Parameter(torch.ones(16, 8, 3, 3))),
+        r"\[16, 8, 3, 3\]",
+    ),
+    "factor shape": (
+        lambda n: setattr(n.conv1, "mtl_weight", torch.nn.Parameter(torch.ones(16, 1, 1, 1))),
+        r"mtl_weight",
+    ),
+    "double": (lambda n: n.double(), "float64"),
+    "stride": (lambda n: setattr(first_conv(n), "stride", (2, 2)), r"stride \(2, 2\)"),
+    "padding": (lambda n: setattr(n.conv1, "padding", (0, 0)), "padding"),
+    "last relu": (lambda n: setattr(n.layer3[-1], "last", False), "last False, ours has True"),
+    "early last": (lambda n: setattr(n.layer1[0], "last", True), "last True, ours has False"),
+    "eps": (lambda n: setattr(n.bn1, "eps", 1e-3), "eps"),
+    "depth": (lambda n: setattr(n, "layer2", n.layer2[:2]), r"\[3, 2, 3\] blocks"),
+    "another shortcut": (lambda n: setattr(n.layer1[0], "downsample", torch.nn.Sequential()), "downsample"),
+    "more parts": (lambda n: setattr(n, "extra", torch.nn.ReLU()), "extra"),
+    "fewer parts": (lambda n: delattr(n, "bn1"), "bn1"),
+    "no weights": (lambda n: setattr(n.bn1, "weight", None), "bn1 has no weight"),
+    "pooling": (lambda n: setattr(n.avgpool, "padding", 1), "avgpool has padding 1"),
+    "own sigma": (lambda n: setattr(n.fc.fc1, "sigma", torch.nn.Parameter(torch.ones(1) * 2)), "sigma of its own"),
+    "head": (lambda n: setattr(n.fc.fc2, "weight", torch.nn.Parameter(torch.ones(2, 63))), r"fc\.fc2\.weight"),
+    "another layer": (lambda n: setattr(n, "fc", torch.nn.ReLU()), "fc is a torch.nn.modules.activation.ReLU"),
+    "hooks": (lambda n: n.bn1._forward_hooks.update({1: 2}), "hooks"),
+    "root": (None, "holds a torch.nn.modules.container.Sequential"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_our_network_cannot_express_is_refused(change, tmp_path):
+    apply, message = CHANGES[change]
+    with stand_ins(tmp_path):
+        network = make("resnetmtl_cifar", 3, 4, 2)
+        if apply is None:
+            network = torch.nn.Sequential(network)
+        else:
+            apply(network)
+        path = save(network, tmp_path / "m.pth", True)
+    with pytest.raises(UsageError, match=rf"m\.pth: .*{message}") as refused:
+        read_network(path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride"),
+    [(0, (5,), (1,)), (1, (4,), (1,)), (0, (10**9,), (0,)), (-1, (2,), (1,)), (0, (2,), ()), (0, (2.5,), (1,))],
+)
+def test_a_tensor_that_is_not_inside_its_storage_is_refused(offset, size, stride):
+    view = legacy.Storages().persistent(("storage", legacy.Name("torch.FloatStorage"), "0", "cpu", 4, None))
+    view.storage.fill(bytes(16))
+    with pytest.raises(legacy.LegacyError, match="damaged"):
+        TensorRecord(view, offset, size, stride).tensor()
