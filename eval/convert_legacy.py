@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
-
 import torch
 
-from mnemonics.config.checks import UsageError
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.engine import files as checkpoint
+from mnemonics.engine.errors import UsageError
 from mnemonics.experiment.stored import protocol_of
 from mnemonics.legacy.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_settings, model_files, stored_order
 from mnemonics.legacy.networks import LegacyNetwork, read_network

@@ -20,13 +20,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
-
-from eval.fetch import fetch_drive, fetch_http
-from mnemonics.config.checks import UsageError, check_setting
+from mnemonics.config.checks import check_setting
+from mnemonics.engine.errors import UsageError
 from mnemonics.engine.files import write_json
 from mnemonics.legacy.authors import DATASETS, FOLDER_NAME
 from mnemonics.legacy.checkpoints import html_title
+from mnemonics.legacy.fetch import fetch_drive, fetch_http
 
 DRIVE_ID = "1sKO2BOssWgTFBNZbM50qDzgk6wqg4_l8"
 DRIVE_URL = f"https://drive.google.com/file/d/{DRIVE_ID}/view"

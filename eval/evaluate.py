@@ -15,22 +15,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
-
 import torch
 from torch import Tensor
 
-from eval.output import check_out, contradictions, phase_line, summary_of, without_exemplars, write
-from mnemonics.config.checks import UsageError, check_setting
+from mnemonics.config.checks import check_setting
 from mnemonics.data.batches import Preprocessing
 from mnemonics.data.sources import load_source
 from mnemonics.engine.device import environment, pick_device, prepare
+from mnemonics.engine.errors import UsageError
 from mnemonics.evaluation import accuracies, class_means, confusion_matrix, predict
 from mnemonics.experiment.state import Experiment
 from mnemonics.experiment.stored import PHASE_FILE, Loaded, Target, own_target, protocol_of
 from mnemonics.legacy.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_target
 from mnemonics.models.layers import ScaledConv2d
 from mnemonics.protocol import Phase, class_order
+from mnemonics.reporting.evaluation import check_out, contradictions, phase_line, summary_of, without_exemplars, write
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:

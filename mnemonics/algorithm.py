@@ -12,10 +12,8 @@ from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages
 from mnemonics.engine.device import give_back_memory, peak_memory_bytes, seed_of
 from mnemonics.engine.distributed import from_main, is_main, same_everywhere
-from mnemonics.engine.errors import errors_of, refuse_non_finite
-from mnemonics.engine.interruption import Signals
 from mnemonics.engine.log import RunLog
-from mnemonics.engine.progress import Partial, Progress
+from mnemonics.engine.progress import Partial, Progress, Signals, errors_of, refuse_non_finite
 from mnemonics.evaluation import accuracies, class_means, confusion_matrix, features_of, predict
 from mnemonics.exemplars.base_level import BilevelSettings
 from mnemonics.exemplars.memory import exemplars_per_class
@@ -47,7 +45,7 @@ def run(user: ExperimentConfig) -> tuple[dict, Path]:
                 baseline = BASELINES[experiment.config.baseline](experiment.config)
                 for phase in experiment.protocol.phases[len(state.phases) :]:
                     progress = progress_of(experiment, state, partial, signals, log)
-                    with errors_of(phase, progress):
+                    with errors_of(progress):
                         run_phase(experiment, baseline, phase, state, log, progress)
                     from_main(functools.partial(save_phase, experiment, phase, state))
                     log.line(phase_line(state.phases[-1]))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mnemonics.config.checks import UsageError
+from mnemonics.engine.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,8 @@ out. Exit status: 0 done, 1 some files could not be used or the disk could not b
 """
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
-
-from process_imagenet.prepare import main
+from mnemonics.data.imagenet.prepare import main
 
 if __name__ == "__main__":
     sys.exit(main("generate_imagenet.py", __doc__, "data/imagenet_all/data", subset=False))

@@ -12,11 +12,8 @@ out. Exit status: 0 done, 1 some files could not be used or the disk could not b
 """
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
-
-from process_imagenet.prepare import main
+from mnemonics.data.imagenet.prepare import main
 
 if __name__ == "__main__":
     sys.exit(main("generate_imagenet_subset.py", __doc__, "data/seed_1993_subset_100_imagenet/data", subset=True))

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
-
 from mnemonics.reporting.figures import plot_accuracy
 from mnemonics.reporting.read import exemplar_pictures, load_results, run_names
 from mnemonics.reporting.text import comparison_table

@@ -21,13 +21,10 @@ import dataclasses
 import functools
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mnemonics.algorithm import (
     evaluate,

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,8 +23,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from eval.evaluate import check_fit, experiment_of
-from mnemonics.config.checks import UsageError
 from mnemonics.data.batches import rank_within_class
+from mnemonics.engine.errors import UsageError
 from mnemonics.engine.files import write_json
 from mnemonics.evaluation import class_means, features_of
 from mnemonics.experiment.state import Experiment

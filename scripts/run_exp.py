@@ -23,12 +23,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
-
-from mnemonics.config.checks import UsageError, check_setting
+from mnemonics.config.checks import check_setting
 from mnemonics.config.fields import ExperimentConfig, parse_args
 from mnemonics.config.presets import run_name, settled
 from mnemonics.data.sources import load_source
+from mnemonics.engine.errors import UsageError
 from mnemonics.experiment.sweep import Run, Sweep
 
 ROOT = Path(__file__).resolve().parent.parent

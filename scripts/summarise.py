@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder, uninstalled
-
 from mnemonics.engine.files import atomic_write
 from mnemonics.reporting.paper import TABLES, load_paper
 from mnemonics.reporting.read import read_results, reading, results_files

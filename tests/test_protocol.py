@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from mnemonics.config.checks import UsageError
+from mnemonics.engine.errors import UsageError
 from mnemonics.protocol import class_order, make_protocol, phase_sizes
 
 

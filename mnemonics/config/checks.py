@@ -5,6 +5,8 @@ import sys
 from fractions import Fraction
 from typing import Any
 
+from mnemonics.engine.errors import UsageError
+
 NON_NEGATIVE = (
     *("finetune_epochs", "custom_momentum", "custom_weight_decay", "beta", "lamda", "dist", "lw_mr"),
     "mnemonics_disturb",
@@ -19,19 +21,6 @@ LARGEST_OF = {
     "num_workers": 512,
 }
 SHARE = re.compile(r"[0-9]{1,9}/[0-9]{1,9}|[0-9]?\.[0-9]{1,17}")  # no exponents: Fraction writes 1e-999999999 out
-
-
-class UsageError(Exception):
-    """A user's mistake: one line naming the flag, its value and what would work; exit status 2."""
-
-    def __init__(self, message: str):
-        super().__init__(printable(message))
-
-
-def printable(text: str) -> str:
-    """`text` as one line that any terminal shows as it is: in names of files and values of flags there can be line
-    breaks, control characters and bytes that are no UTF-8, which become \\n, \\x1b, \\udce4 and the like."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def check_setting(name: str, value: Any) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mnemonics.config.checks import UsageError, check_lr_drops, check_setting
+from mnemonics.config.checks import check_lr_drops, check_setting
+from mnemonics.engine.errors import UsageError
 
 IMAGENET = ("imagenet_sub", "imagenet")
 LARGEST_SMALL_IMAGE = 64  # pixels; larger images have the network, schedule and augmentation of ImageNet

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnemonics.config.checks import UsageError, printable
 from mnemonics.data.folders import Split, inode_of, notice_of_links
 from mnemonics.data.images import ImageError, read_rgb
 from mnemonics.data.pickles import Machine, PickledArray, PickleError
+from mnemonics.engine.errors import UsageError, printable
 
 NUM_CLASSES, SIZE = 100, 32
 OFFICIAL_COUNTS = (50_000, 10_000)

@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mnemonics.config.checks import UsageError
 from mnemonics.config.fields import LARGEST_SMALL_IMAGE
 from mnemonics.data.images import ImageError, check_strip, read_rgb
+from mnemonics.engine.errors import UsageError
 
 LOADING_BATCH = 16  # images that a worker decodes at a time where all of them go into one tensor
 WORKER_SECONDS = 10  # how long a worker process outlives SIGTERM

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnemonics.config.checks import UsageError, printable
 from mnemonics.data.files import FileImages
 from mnemonics.data.images import ImageError, size_of
 from mnemonics.engine.distributed import local_world
+from mnemonics.engine.errors import UsageError, printable
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 TEST_FOLDERS = ("val", "test")  # the first one that is there

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnemonics.config.checks import UsageError
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.cifar100 import read_cifar100
 from mnemonics.data.files import FileImages
 from mnemonics.data.folders import read_folders, told
+from mnemonics.engine.errors import UsageError
 
 DIGITS_SPLIT_SEED = 0
 DIGITS_MEAN, DIGITS_STD = 0.3054, 0.3760  # of all pixels of the training split

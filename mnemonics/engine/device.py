@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mnemonics.config.checks import UsageError
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.engine.distributed import local_rank, local_world, world
+from mnemonics.engine.errors import UsageError
 
 
 def pick_device(config: ExperimentConfig) -> torch.device:

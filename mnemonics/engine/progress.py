@@ -6,19 +6,31 @@ for the stages after them. Everything else a phase needs is made again from the 
 generators derived from (seed, phase, purpose), give the same splits, teacher and new classifier weights.
 """
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mnemonics.engine.bars import Bar
-from mnemonics.engine.interruption import Interrupted, Signals
+from mnemonics.engine.errors import Interrupted, NonFiniteLossError, OutOfMemoryError
 from mnemonics.engine.log import RunLog
 
 Partial = dict[str, Any]  # a phase under way, as a checkpoint holds it
+NUMBERS = (signal.SIGTERM, signal.SIGINT)
+UNROLL_FLAGS = "--mnemonics_batch_size, --mnemonics_val_batch_size, --mnemonics_steps or --nb_protos"
+LESS_MEMORY = {  # stage -> what makes it smaller
+    "training": "--train_batch_size",
+    "exemplar choice": "--eval_batch_size",
+    "new exemplars": UNROLL_FLAGS,
+    "old exemplars": UNROLL_FLAGS,
+    "fine-tuning": "--mnemonics_batch_size",
+}
 
 
 def state_of(part: Any) -> Any:
@@ -44,6 +56,53 @@ def restore(part: Any, state: Any) -> None:
 def is_finite(model: nn.Module) -> bool:
     """Whether no weight is NaN or infinite."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values())
+
+
+class Signals:
+    """What to do about signals while entered: the first ends the program at the next opportunity, a second at once.
+
+    Elsewhere than in the main thread, where Python allows no handlers, nothing is done about them.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.deferring = False
+        self.process = os.getpid()
+
+    def __enter__(self) -> "Signals":
+        try:
+            self.former = {number: signal.signal(number, self.handle) for number in NUMBERS}
+        except ValueError:  # not the main thread
+            self.former = {}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process or self.received is not None:
+            os._exit(128 + number)
+        self.received = number
+        if not self.deferring:
+            raise Interrupted(number)
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal has come."""
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    @contextmanager
+    def deferred(self, yes: bool = True) -> Iterator[None]:
+        """Inside, a signal is only noted (or, with `yes` False, raises Interrupted), so that nothing is left half
+        done; `check` tells of it."""
+        before, self.deferring = self.deferring, yes
+        try:
+            if not yes:
+                self.check()
+            yield
+        finally:
+            self.deferring = before
 
 
 class Progress:
@@ -181,3 +240,31 @@ class Progress:
             return self.seconds
         stage, start = self.timing
         return self.seconds | {stage: round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 3)}
+
+
+@contextmanager
+def errors_of(progress: Progress) -> Iterator[None]:
+    """Make the errors of a phase say where they happened."""
+    try:
+        yield
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(f"phase {progress.phase}, {error}") from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        flag = LESS_MEMORY.get(progress.stage, "--eval_batch_size")
+        reason = " ".join(str(error).split())[:200]
+        raise OutOfMemoryError(
+            f"phase {progress.phase}, {progress.stage}: not enough memory on {progress.device}; a smaller {flag} needs "
+            f"less ({reason})"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def refuse_non_finite(model: nn.Module) -> None:
+    """Raises NonFiniteLossError if a weight is NaN or infinite."""
+    if not is_finite(model):
+        raise NonFiniteLossError("weights are NaN or infinite at its end; lower learning rates may help")

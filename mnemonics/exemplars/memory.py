@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mnemonics.config.checks import UsageError
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, rank_within_class
 from mnemonics.data.sources import ImageSource
+from mnemonics.engine.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from mnemonics.config.checks import UsageError
 from mnemonics.config.fields import ExperimentConfig, result_settings
 from mnemonics.data.batches import LabelledImages
 from mnemonics.engine import files as checkpoint
 from mnemonics.engine.distributed import from_main, is_main
+from mnemonics.engine.errors import UsageError
 from mnemonics.engine.log import RunLog
 from mnemonics.engine.progress import Progress
 from mnemonics.experiment.state import Experiment

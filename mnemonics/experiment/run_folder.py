@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 
 from mnemonics.baselines import BASELINES
-from mnemonics.config.checks import UsageError
 from mnemonics.config.fields import ExperimentConfig, result_settings
 from mnemonics.data.batches import LabelledImages
 from mnemonics.engine import files as checkpoint
 from mnemonics.engine.device import environment, seed_of
 from mnemonics.engine.distributed import from_main, is_main
+from mnemonics.engine.errors import UsageError
 from mnemonics.engine.progress import Partial
 from mnemonics.evaluation import summary
 from mnemonics.exemplars.memory import ExemplarMemory

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from mnemonics.baselines import BASELINES
-from mnemonics.config.checks import UsageError
 from mnemonics.config.fields import FIELDS, ExperimentConfig, check
 from mnemonics.data.batches import LabelledImages
 from mnemonics.engine import files as checkpoint
+from mnemonics.engine.errors import UsageError
 from mnemonics.legacy.checkpoints import refuse_what_is_no_pickle
 from mnemonics.legacy.records import LegacyError
 from mnemonics.models import restore_network

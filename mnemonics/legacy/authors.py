@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from mnemonics.config.checks import UsageError
 from mnemonics.config.fields import ExperimentConfig
+from mnemonics.engine.errors import UsageError
 from mnemonics.experiment.stored import FIXED, Loaded, Target, with_flags
 from mnemonics.legacy.checkpoints import read_order
 from mnemonics.legacy.networks import read_network

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mnemonics.config.checks import UsageError
 from mnemonics.data.pickles import Machine, Name, PickledArray, PickleError, described
+from mnemonics.engine.errors import UsageError
 from mnemonics.legacy.pickles import STORAGES, TorchMachine
 from mnemonics.legacy.records import LARGEST, LegacyError, ModuleRecord, Storage, StorageView
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mnemonics.config.checks import UsageError
 from mnemonics.data.pickles import described
+from mnemonics.engine.errors import UsageError
 from mnemonics.legacy.checkpoints import read_module
 from mnemonics.legacy.records import LegacyError, ModuleRecord
 from mnemonics.models import make_network

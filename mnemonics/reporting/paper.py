@@ -1,6 +1,6 @@
 """What in the paper stands beside a run, and in which settings the run differs from the paper's.
 
-Functions of the "config" of results.json and of `paper`, the content of results/paper_results.json.
+Functions of the "config" of results.json and of `paper`, the content of paper_results.json.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from mnemonics.config.fields import BOUNDS, FIELDS, ExperimentConfig
 from mnemonics.config.presets import resolved
 from mnemonics.reporting.text import Results
 
-PAPER_FILE = Path(__file__).resolve().parents[2] / "results" / "paper_results.json"
+PAPER_FILE = Path(__file__).with_name("paper_results.json")
 TABLES = {
     "table1": "table1",
     "table2": "table2_lucir_with_weight_transfer",

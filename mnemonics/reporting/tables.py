@@ -1,7 +1,7 @@
 """Finished runs beside the paper's numbers: a row per set of runs that differ in their seed only, as Markdown and CSV.
 
 Everything here is a pure function of what results.json files hold and of `paper`, the content of
-results/paper_results.json. Accuracies are in percent, forgetting and differences in points.
+paper_results.json. Accuracies are in percent, forgetting and differences in points.
 """
 
 import csv
@@ -162,7 +162,7 @@ def tabulate(runs: Sequence[tuple[str, Results]], paper: dict, table: str) -> tu
 
     Args:
         runs: (name, content of results.json) of each run.
-        paper: content of results/paper_results.json.
+        paper: content of paper_results.json.
         table: "all", or "table1", "table2", "figure4": only the runs that belong to a row of it.
     Raises:
         ValueError: if no finished run belongs to the table.

@@ -14,18 +14,14 @@ Ratios are medians over the turns, with the smallest and the largest. --out writ
 
 import argparse
 import multiprocessing
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import benchmark_plain as plain
 import benchmark_unroll
+import torch
 from benchmark_timing import by_turns, compared, floor, synchronize
 
 from mnemonics import training

@@ -15,15 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from any folder, uninstalled
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from eval.evaluate import check_fit, experiment_of
-from mnemonics.config.checks import UsageError
 from mnemonics.data.batches import LabelledImages, Preprocessing, plain_batches
+from mnemonics.engine.errors import UsageError
 from mnemonics.engine.files import write_json
 from mnemonics.experiment.state import Experiment
 from mnemonics.experiment.stored import FIXED, Target, own_target

@@ -16,8 +16,6 @@ from typing import Any
 
 import jinja2
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from any folder, uninstalled
-
 from mnemonics.config.fields import FIELDS
 from mnemonics.engine.files import write_if_new
 from mnemonics.reporting.paper import load_paper, paper_number

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from mnemonics.config.checks import UsageError
 from mnemonics.config.fields import BOUNDS, FIELDS, ExperimentConfig, build_parser, parse_args
 from mnemonics.config.presets import resolved, run_name
+from mnemonics.engine.errors import UsageError
 from mnemonics.reporting.paper import adjusted
 
 

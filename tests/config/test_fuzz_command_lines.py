@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from test_files import picture
 
 from eval import convert_legacy, download_checkpoints, evaluate
-from mnemonics.config.checks import UsageError
 from mnemonics.config.fields import FIELDS, parse_args, repetitions
+from mnemonics.engine.errors import UsageError
 from mnemonics.experiment import state as setup
 from scripts import run_exp
 

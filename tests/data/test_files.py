@@ -17,7 +17,6 @@ from torchvision.transforms import v2
 
 import main
 from mnemonics import algorithm as experiment
-from mnemonics.config.checks import UsageError
 from mnemonics.config.fields import ExperimentConfig, parse_args
 from mnemonics.config.presets import resolved, run_name
 from mnemonics.data.batches import LabelledImages, Preprocessing, StreamedBatches
@@ -25,6 +24,7 @@ from mnemonics.data.files import Decoder
 from mnemonics.data.folders import read_folders
 from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
+from mnemonics.engine.errors import UsageError
 from mnemonics.evaluation import features_of
 from mnemonics.models import make_network
 

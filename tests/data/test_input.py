@@ -18,11 +18,11 @@ from PIL import Image
 from test_files import TINY, picture, preprocessing, read
 
 import main
-from mnemonics.config.checks import UsageError
 from mnemonics.data import files, folders
 from mnemonics.data.batches import LabelledImages, StreamedBatches
 from mnemonics.data.files import Decoder
 from mnemonics.data.images import ImageError, read_rgb
+from mnemonics.engine.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4

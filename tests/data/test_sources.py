@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR100
 
-from mnemonics.config.checks import UsageError
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data import cifar100
 from mnemonics.data.cifar100 import ARCHIVE, FOLDER
 from mnemonics.data.sources import ImageSource, load_source
+from mnemonics.engine.errors import UsageError
 
 NAMES = [f"class_{i:02}" for i in range(100)]
 PER_CLASS = {"train": 2, "test": 1}

@@ -21,11 +21,11 @@ from faults import ROOT, Outcome, Server
 from PIL import Image
 
 from mnemonics import algorithm as experiment
-from mnemonics.config.checks import UsageError
 from mnemonics.config.fields import parse_args
 from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
 from mnemonics.engine import log as runlog
+from mnemonics.engine.errors import UsageError
 from mnemonics.experiment import run_folder as runfolder
 from mnemonics.experiment import state as setup
 from mnemonics.experiment.stored import read_state

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from mnemonics.engine import bars
-from mnemonics.engine.interruption import Interrupted, Signals
-from mnemonics.engine.progress import Progress
+from mnemonics.engine.errors import Interrupted
+from mnemonics.engine.progress import Progress, Signals
 
 SIGTERM = 15
 

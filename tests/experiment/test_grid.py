@@ -10,9 +10,9 @@ import main
 from mnemonics import algorithm as experiment
 from mnemonics.baselines import BASELINES
 from mnemonics.baselines.bic import BiC
-from mnemonics.config.checks import UsageError
 from mnemonics.config.fields import BOUNDS, parse_args
 from mnemonics.engine import files as checkpoint
+from mnemonics.engine.errors import UsageError
 
 TINY = ("--mnemonics_val_batch_size 64 "
         "--dataset digits --nb_cl_fg 6 --nb_cl 2 --network resnet8 --epochs 1 --mnemonics_epochs 1 --mnemonics_steps 2 "

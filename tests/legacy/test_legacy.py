@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from mnemonics.config.checks import UsageError
 from mnemonics.data.pickles import PickleError
+from mnemonics.engine.errors import UsageError
 from mnemonics.legacy import checkpoints as legacy
 from mnemonics.legacy.networks import read_network
 from mnemonics.legacy.records import TensorRecord

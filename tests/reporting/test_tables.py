@@ -24,7 +24,7 @@ PLAIN = {"exemplars": "herding", "weight_transfer": False, "finetune_epochs": 0}
 
 @pytest.fixture(scope="module")
 def paper():
-    return json.loads((ROOT / "results" / "paper_results.json").read_text())
+    return json.loads((ROOT / "mnemonics" / "reporting" / "paper_results.json").read_text())
 
 
 def run(seed=1, average=60.0, forgetting=20.0, last=50.0, finished=None, environment=None, **settings):

@@ -22,12 +22,13 @@ import torch
 from PIL import Image
 from test_legacy import authors_modules, make, save, stand_ins
 
-from eval import convert_legacy, download_checkpoints, evaluate, fetch
+from eval import convert_legacy, download_checkpoints, evaluate
 from mnemonics import algorithm as experiment
 from mnemonics.config.fields import ExperimentConfig, parse_args
 from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
 from mnemonics.evaluation import confusion_matrix
+from mnemonics.legacy import fetch
 from mnemonics.legacy.authors import settings_in_name
 from mnemonics.protocol import class_order
 

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from process_imagenet import images, prepare
+from mnemonics.data.imagenet import images, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBSET, ALL = "generate_imagenet_subset.py", "generate_imagenet.py"
@@ -505,7 +505,7 @@ def test_images_beside_the_class_folders_are_listed(call, src):
 def test_torchvision_reads_the_same_from_the_devkit(src, monkeypatch):
     from torchvision.datasets import imagenet
 
-    from process_imagenet.labels import devkit_labels
+    from mnemonics.data.imagenet.labels import devkit_labels
 
     archive = make_devkit(src)
     monkeypatch.setattr(imagenet, "check_integrity", lambda *_: True)  # whose MD5 only the official archive has

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mnemonics.config.checks import UsageError
+from mnemonics.engine.errors import UsageError
 from mnemonics.experiment.sweep import (
     Sweep,
     child_environment,
@@ -333,7 +333,7 @@ def reproduced(script):
     ],
 )
 def test_the_scripts_cover_every_number_of_their_table(script, key):
-    paper = json.loads((ROOT / "results" / "paper_results.json").read_text())[key]
+    paper = json.loads((ROOT / "mnemonics" / "reporting" / "paper_results.json").read_text())[key]
     if key.startswith("figure4"):
         expected = {(curve, n) for n, curves in paper["cifar100"].items() for curve in curves}
     else:
@@ -346,7 +346,7 @@ def test_the_scripts_cover_every_number_of_their_table(script, key):
 
 
 def test_both_tables_in_one_go_hold_all_their_rows_the_most_telling_first():
-    paper = json.loads((ROOT / "results" / "paper_results.json").read_text())
+    paper = json.loads((ROOT / "mnemonics" / "reporting" / "paper_results.json").read_text())
     table, configs = reproduced("reproduce_cifar100.sh")
     mine = [({**paper_rows(dataclasses.asdict(config))}, config.nb_phases) for config in configs]
     for name, key in (("table1", "table1"), ("table2", "table2_lucir_with_weight_transfer")):

@@ -11,7 +11,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from mnemonics.config.checks import UsageError
+from mnemonics.engine.errors import UsageError
 from mnemonics.engine.files import write_json
 from mnemonics.legacy.checkpoints import html_title
 

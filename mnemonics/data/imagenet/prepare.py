@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mnemonics.config.checks import UsageError
-from process_imagenet.command import Options, parse_args
-from process_imagenet.images import PARTIAL, Job, Report, make_class, write_whole
-from process_imagenet.source import SPLITS, ClassImages, Source, find_source
+from mnemonics.data.imagenet.command import Options, parse_args
+from mnemonics.data.imagenet.images import PARTIAL, Job, Report, make_class, write_whole
+from mnemonics.data.imagenet.source import SPLITS, ClassImages, Source, find_source
+from mnemonics.engine.errors import UsageError
 
 WNIDS, RECORD = "wnids.txt", "prepared.json"
 KNOWN = {  # SHA-256 of wnids.txt

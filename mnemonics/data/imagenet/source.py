@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mnemonics.config.checks import UsageError
-from process_imagenet.labels import ANNOTATIONS, WNID, validation_labels
+from mnemonics.data.imagenet.labels import ANNOTATIONS, WNID, validation_labels
+from mnemonics.engine.errors import UsageError
 
 SPLITS = ("train", "val")
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from mnemonics.config.checks import UsageError
-from process_imagenet.source import ENDINGS, ClassImages, Damaged, ImageFile
+from mnemonics.data.imagenet.source import ENDINGS, ClassImages, Damaged, ImageFile
+from mnemonics.engine.errors import UsageError
 
 PARTIAL = ".partial"
 

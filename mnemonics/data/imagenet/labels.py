@@ -5,7 +5,7 @@ import re
 import tarfile
 from pathlib import Path
 
-from mnemonics.config.checks import UsageError
+from mnemonics.engine.errors import UsageError
 
 WNID = re.compile(r"n\d{8}")
 DEVKIT = "ILSVRC2012_devkit_t12"

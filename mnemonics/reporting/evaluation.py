@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mnemonics.config.checks import UsageError
+from mnemonics.engine.errors import UsageError
 from mnemonics.engine.files import atomic_write, write_json
 from mnemonics.evaluation import summary
 from mnemonics.reporting.figures import DPI, draw_confusion, save_figure

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from mnemonics.config.checks import UsageError
+from mnemonics.engine.errors import UsageError
 
 LINKS = ("symlink", "hardlink", "copy")
 QUALITY = 95

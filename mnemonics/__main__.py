@@ -1,0 +1,28 @@
+"""`python -m mnemonics`, the same as main.py."""
+
+import sys
+from collections.abc import Sequence
+
+from mnemonics import algorithm
+from mnemonics.config.fields import parse_args, repetitions
+from mnemonics.engine import distributed
+from mnemonics.engine.errors import command
+from mnemonics.reporting.tables import over_seeds
+from mnemonics.reporting.text import results_table
+
+
+@command("main.py")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the command line asks for and print the tables: of each run and, of several, over their seeds."""
+    with distributed.joined():
+        config = distributed.main_first(lambda: parse_args(arguments))
+        finished = [algorithm.run(repetition) for repetition in repetitions(config)]
+        for results, folder in finished:
+            print(results_table(results))
+            print(f"everything measured: {folder / 'results.json'}; as a page: {folder / 'report.html'}")
+        if len(finished) > 1:
+            print(over_seeds([results for results, _ in finished]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
