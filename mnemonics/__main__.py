@@ -4,9 +4,10 @@ import sys
 from collections.abc import Sequence
 
 from mnemonics import algorithm
-from mnemonics.config.fields import parse_args, repetitions
+from mnemonics.config.command_line import repetitions
 from mnemonics.engine import distributed
 from mnemonics.engine.errors import command
+from mnemonics.experiment.state import parse_args
 from mnemonics.reporting.tables import over_seeds
 from mnemonics.reporting.text import results_table
 

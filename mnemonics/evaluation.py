@@ -1,4 +1,7 @@
-"""Features, class means and every accuracy that results.json holds. Percent, two decimals."""
+"""Features, class means and every accuracy that results.json holds. Percent, two decimals.
+
+`evaluate` is step 6 of a phase; the other functions are its parts.
+"""
 
 import math
 
@@ -9,9 +12,56 @@ from tqdm import tqdm
 
 from mnemonics.data.batches import LabelledImages, Preprocessing, plain_batches
 from mnemonics.data.files import FileImages
+from mnemonics.data.scenario import PhaseContext
+from mnemonics.engine.device import peak_memory_bytes
 from mnemonics.engine.distributed import gathered, no_bar, world
 
 Accuracies = dict[str, float]
+
+
+def evaluate(
+    context: PhaseContext, model: nn.Module, exemplars: LabelledImages | None, headline: str
+) -> dict[str, dict | Tensor]:
+    """Test `model` on the test images of all classes seen, without a task label.
+
+    Args:
+        exemplars: all that is stored of the classes seen, for NME; None: there is no NME.
+        headline: the classifier of the confusion matrix: "cnn", "nme" or, with --ncm, "ncm"; "cnn" where it is not
+            measured.
+    Returns:
+        See `accuracies`; and "confusion": int64 [classes, classes], see `confusion_matrix`.
+    """
+    prep, batch_size, seen = context.prep, context.config.eval_batch_size, context.phase.seen
+    sources = {} if exemplars is None else {"nme": exemplars}
+    if context.config.ncm:
+        sources["ncm"] = context.seen_data()
+    means = {name: class_means(model, data, seen, prep, batch_size) for name, data in sources.items()}
+    test = context.scenario.test_data(context.phase)
+    predictions = predict(model, test.images, means, prep, batch_size)
+    origin = torch.from_numpy(context.scenario.protocol.phase_of_label()).to(test.labels.device)
+    confusion = confusion_matrix(predictions.get(headline, predictions["cnn"]), test.labels, seen)
+    return accuracies(predictions, test.labels, origin) | {"confusion": confusion}
+
+
+def phase_result(context: PhaseContext, exemplars: LabelledImages, before: dict, after: dict, facts: dict) -> dict:
+    """The entry of this phase in results.json: what `evaluate` gave before and after the fine-tuning, `facts`, and what
+    is the same for every phase."""
+    counts = torch.bincount(exemplars.labels)
+    both = {
+        key: after[key] | {f"{name}_before_finetune": value for name, value in before[key].items()}
+        for key in ("accuracy", "phase0_accuracy")
+    }
+    return {
+        "phase": context.phase.index,
+        "classes_seen": context.phase.seen,
+        "exemplars_per_class": {"min": int(counts.min()), "max": int(counts.max())},
+        "exemplar_bytes": exemplars.bytes,
+        **both,
+        "accuracy_by_phase_of_origin": after["by_origin"],
+        "seconds": context.progress.seconds,
+        "peak_memory_bytes": peak_memory_bytes(context.scenario.device),
+        **facts,
+    }
 
 
 @torch.no_grad()

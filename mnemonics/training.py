@@ -1,5 +1,12 @@
-"""The model level: training on D_i and the exemplars (Eq. 6), fine-tuning on the exemplars at the end of a phase."""
+"""The model level: training on D_i and the exemplars (Eq. 5-6), and the fine-tuning on exemplars that ends a phase.
 
+On several processes each sends its share of a batch through the network, and all of them compute the loss of the whole
+batch from the features of all shares. So the loss is the one that a single process would have, also where it is no mean
+over images (LUCIR's margin ranking), and no baseline needs to know how many processes there are.
+"""
+
+import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -8,66 +15,55 @@ from fractions import Fraction
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.sgd import sgd
 
 from mnemonics.baselines.base import Baseline
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.data.batches import LabelledImages, Preprocessing, TrainingBatches, balanced_batches, training_batches
-from mnemonics.engine.cuda_graphs import replayable
+from mnemonics.data.batches import LabelledImages, TrainingBatches, balanced_batches, training_batches
+from mnemonics.data.scenario import PhaseContext
+from mnemonics.engine.cuda_graphs import as_graph
 from mnemonics.engine.device import autocast
-from mnemonics.engine.distributed import world
+from mnemonics.engine.distributed import gathered, world
 from mnemonics.engine.errors import NonFiniteLossError
-from mnemonics.engine.log import RunLog
-from mnemonics.engine.progress import Progress
-from mnemonics.exemplars.memory import ExemplarMemory
-from mnemonics.protocol import Phase
-from mnemonics.whole_batch import loss_function
+from mnemonics.engine.progress import Loop
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def train_phase(
-    model: nn.Module,
-    baseline: Baseline,
-    phase: Phase,
-    data: LabelledImages,
-    prep: Preprocessing,
-    config: ExperimentConfig,
-    generator: torch.Generator,
-    log: RunLog,
-    progress: Progress,
-) -> None:
+def train_phase(context: PhaseContext, model: nn.Module, baseline: Baseline, data: LabelledImages) -> None:
     """Train `model` in place on `data` = D_i and the exemplars, by SGD whose rate drops tenfold at --lr_drops of the
     epochs (80 and 120 of the paper's 160).
 
     Raises:
         NonFiniteLossError: when the loss of a step was NaN or infinite; found at the end of its epoch.
     """
-    batches = training_batches(data, prep)
+    config, progress = context.config, context.progress
+    batches = training_batches(data, context.prep)
     optimizer, step = sgd_step(model, baseline, batches, config)
-    draws = Draws(batches, config.train_batch_size, generator)
+    draws = BatchDraws(batches, config.train_batch_size, context.generator("training"))
     per_epoch = math.ceil(len(data) / config.train_batch_size)
     losses = torch.zeros(per_epoch, device=data.labels.device)  # of this epoch: reading one each step would stall a GPU
-    parts = {"momenta": optimizer.momenta, "losses": losses, "draws": draws}
+    loop = Loop("training", config.epochs * per_epoch, per_epoch, config.train_batch_size)
     model.train()
-    total, begun, start = config.epochs * per_epoch, None, time.perf_counter()
-    for number in progress.steps("training", total, per_epoch, config.train_batch_size, **parts):
-        begun = number if begun is None else begun
+    begun, start = None, time.perf_counter()
+    for number in progress.steps(loop, momenta=optimizer.momenta, losses=losses, draws=draws):
         epoch, batch = divmod(number, per_epoch)
-        if batch == 0 or number == begun:
+        if batch == 0 or begun is None:
             optimizer.set_rate(learning_rate(config, epoch))
+        begun = number if begun is None else begun
         losses[batch] = step(*draws.of(epoch, batch))
-        progress.loss = losses[batch]
+        progress.report(losses[batch])
         if batch == per_epoch - 1:
-            report_epoch(log, phase, epoch, losses, len(data), config)
-    images = (total - begun) / per_epoch * len(data)
-    log.line(
-        f"phase {phase.index}: {config.epochs} epochs of {len(data)} images, "
-        f"{images / (time.perf_counter() - start):.0f} images/s"
-    )
+            log_epoch(context, epoch, losses, len(data))
+    images, seconds = (loop.steps - begun) / per_epoch * len(data), time.perf_counter() - start
+    of = f"phase {context.phase.index}: {config.epochs} epochs of {len(data)} images"
+    progress.line(f"{of}, {images / seconds:.0f} images/s")
 
 
-class Draws:
-    """The batches of epoch after epoch. Their state is that of the generator at the start of the epoch of the next
-    batch: all of an epoch is drawn at its start."""
+class BatchDraws:
+    """The random draws of the batches of epoch after epoch. Their state is that of the generator at the start of the
+    epoch of the next batch: all of an epoch is drawn at its start."""
 
     def __init__(self, batches: TrainingBatches, batch_size: int, generator: torch.Generator):
         self.batches, self.batch_size, self.generator = batches, batch_size, generator
@@ -95,8 +91,15 @@ def milestones(epochs: int, shares: str) -> list[int]:
     return [math.ceil(epochs * Fraction(share)) for share in shares.split(",")]
 
 
+def learning_rate(config: ExperimentConfig, epoch: int) -> float:
+    """That of an epoch of the model level."""
+    drops = sum(epoch >= milestone for milestone in milestones(config.epochs, config.lr_drops))
+    return config.base_lr * 0.1**drops
+
+
 class SGD:
-    """SGD with momentum and weight decay: torch's, without its class, which imports torch's compiler (145 MB)."""
+    """SGD with momentum and weight decay: torch's function, without its class, which imports torch's compiler (measured
+    with torch 2.12: 157 MB more in every run)."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], rate: float, momentum: float = 0.0, decay: float = 0.0):
         """On a CUDA device the learning rate is a tensor, so that `set_rate` reaches into a CUDA graph."""
@@ -126,8 +129,8 @@ def sgd_step(
 ) -> tuple[SGD, Callable[..., Tensor]]:
     """The optimiser, and one step: what `batches.epoch` gives for a batch -> loss, detached.
 
-    On a CUDA device the step, the forward pass of the teacher included, is replayed as a CUDA graph, unless there are
-    several processes.
+    On a CUDA device the step, the forward pass of the teacher included, is a CUDA graph, unless there are several
+    processes.
     """
     device, cuda = batches.data.labels.device, batches.data.labels.is_cuda
     momentum, decay = config.custom_momentum, config.custom_weight_decay
@@ -135,7 +138,7 @@ def sgd_step(
     loss_of = loss_function(model, baseline)
 
     def step(*batch: Tensor) -> Tensor:
-        with autocast(config, device):
+        with autocast(config.amp, device):
             loss = loss_of(*batches.network_input(*batch))
         model.zero_grad(set_to_none=True)  # also what is not optimised but has a gradient
         loss.backward()
@@ -145,18 +148,13 @@ def sgd_step(
     def changed() -> list[Tensor]:
         return [*optimizer.parameters, *model.buffers(), *optimizer.momenta]
 
-    return optimizer, replayable(step, changed, enabled=cuda and world() == 1)
+    return optimizer, as_graph(step, changed, enabled=cuda and world() == 1)
 
 
-def learning_rate(config: ExperimentConfig, epoch: int) -> float:
-    """That of an epoch of the model level."""
-    drops = sum(epoch >= milestone for milestone in milestones(config.epochs, config.lr_drops))
-    return config.base_lr * 0.1**drops
-
-
-def report_epoch(log: RunLog, phase: Phase, epoch: int, losses: Tensor, images: int, config: ExperimentConfig) -> None:
-    """Log the mean loss of an epoch and its learning rate; `losses` float [batches]: the mean of each batch."""
-    rate = learning_rate(config, epoch)
+def log_epoch(context: PhaseContext, epoch: int, losses: Tensor, images: int) -> None:
+    """Log the mean loss of an epoch of so many images and its learning rate; `losses` float [batches]: the mean of each
+    batch. Raises NonFiniteLossError."""
+    config, rate = context.config, learning_rate(context.config, epoch)
     if not torch.isfinite(losses).all():
         step = int((~torch.isfinite(losses)).nonzero()[0])
         raise NonFiniteLossError(
@@ -165,38 +163,79 @@ def report_epoch(log: RunLog, phase: Phase, epoch: int, losses: Tensor, images: 
         )
     sizes = torch.full_like(losses, config.train_batch_size)
     sizes[-1] = images - config.train_batch_size * (len(losses) - 1)
-    mean = (losses * sizes).sum().item() / images
-    log.scalar("train/loss", mean, phase.index * config.epochs + epoch)
-    log.scalar("train/learning_rate", rate, phase.index * config.epochs + epoch)
+    number = context.phase.index * config.epochs + epoch
+    context.progress.scalar("train/loss", (losses * sizes).sum().item() / images, number)
+    context.progress.scalar("train/learning_rate", rate, number)
 
 
-def finetune_on_exemplars(
-    model: nn.Module,
-    memory: ExemplarMemory,
-    prep: Preprocessing,
-    config: ExperimentConfig,
-    generator: torch.Generator,
-    progress: Progress,
-) -> None:
+def finetune_on_exemplars(context: PhaseContext, model: nn.Module, exemplars: LabelledImages) -> None:
     """Fine-tune `model` in place on the class-balanced exemplars, which takes away its bias toward the new classes.
 
     This is what the base level of the exemplar optimisation (Eq. 8) rehearses, so it is the same thing: cross-entropy,
     plain SGD on all weights, class-balanced batches, BatchNorm statistics fixed.
     """
-    data = memory.data
+    config, prep, generator = context.config, context.prep, context.generator("fine-tuning")
     optimizer = SGD((p for p in model.parameters() if p.requires_grad), config.finetune_lr)
-    model.eval()
-    steps = config.finetune_epochs * math.ceil(len(data) / config.mnemonics_batch_size)
-    batches = balanced_batches(data.labels, config.mnemonics_batch_size, steps, generator)
+    per_epoch = math.ceil(len(exemplars) / config.mnemonics_batch_size)
+    steps = config.finetune_epochs * per_epoch
     augment = prep.crop_and_mirror() if config.finetune_augment else None
+    batches = balanced_batches(exemplars.labels, config.mnemonics_batch_size, steps, generator)
     draws = [(batch, augment.draw(len(batch), generator) if augment else ()) for batch in batches]
-    per_epoch, size = steps // config.finetune_epochs, config.mnemonics_batch_size
-    for step in progress.steps("fine-tuning", steps, per_epoch, size, curve="finetune/loss"):
+    model.eval()
+    loop = Loop("fine-tuning", steps, per_epoch, config.mnemonics_batch_size, curve="finetune/loss")
+    for step in context.progress.steps(loop):
         batch, crops = draws[step]
-        images = prep.plain(data.images[batch])
+        images = prep.plain(exemplars.images[batch])
         images = augment.apply(images, *crops) if augment else images
-        loss = F.cross_entropy(model(images), data.labels[batch])
+        loss = F.cross_entropy(model(images), exemplars.labels[batch])
         model.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        progress.loss = loss.detach()
+        context.progress.report(loss)
+
+
+# several processes
+
+
+def loss_function(model: nn.Module, baseline: Baseline) -> Loss:
+    """(network input of this process's share [m, 3, h, w], labels of the whole batch int64 [n]) -> loss of the batch.
+
+    On several processes, backward leaves the gradient of that loss in the parameters of every process.
+    """
+    if world() == 1:
+        return functools.partial(baseline.loss, model)
+    device = next(model.parameters()).device
+    # all processes see the same batches, so no buffer has to be sent: not the statistics of BatchNorm either
+    return DistributedDataParallel(
+        LossOfBatch(model, baseline),
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+    )
+
+
+class LossOfBatch(nn.Module):
+    """What DistributedDataParallel wraps: it averages the gradients that `gathered` scales for it."""
+
+    def __init__(self, model: nn.Module, baseline: Baseline):
+        super().__init__()
+        self.model, self.baseline = model, baseline
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        total, baseline = len(labels), copy.copy(self.baseline)
+        if baseline.teacher is not None:
+            baseline.teacher = OfWholeBatch(baseline.teacher, total)
+        return baseline.loss(OfWholeBatch(self.model, total), images, labels)
+
+
+class OfWholeBatch:
+    """A network that takes this process's share of a batch and returns features, or logits, of all `total` images."""
+
+    def __init__(self, model: nn.Module, total: int):
+        self.model, self.total = model, total
+        self.classifier = model.classifier
+
+    def features(self, images: Tensor) -> Tensor:
+        return gathered(self.model.features(images), self.total)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images))

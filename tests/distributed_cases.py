@@ -14,27 +14,25 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from contexts import PROTOCOL, context, resolved, with_settings  # noqa: E402
+
 import main  # noqa: E402
 from mnemonics import algorithm as experiment  # noqa: E402
 from mnemonics.baselines import BASELINES  # noqa: E402
 from mnemonics.config.fields import ExperimentConfig  # noqa: E402
-from mnemonics.config.presets import resolved  # noqa: E402
 from mnemonics.data.batches import LabelledImages, Preprocessing, StreamedBatches, training_batches  # noqa: E402
 from mnemonics.data.folders import read_folders  # noqa: E402
 from mnemonics.data.sources import load_source  # noqa: E402
 from mnemonics.engine import distributed  # noqa: E402
 from mnemonics.evaluation import features_of, predict  # noqa: E402
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput  # noqa: E402
-from mnemonics.exemplars.memory import ExemplarMemory  # noqa: E402
 from mnemonics.exemplars.meta_level import adjust_old_exemplars, optimise_new_exemplars  # noqa: E402
 from mnemonics.models import make_network  # noqa: E402
 from mnemonics.models.layers import conv_bn  # noqa: E402
-from mnemonics.protocol import make_protocol  # noqa: E402
-from mnemonics.training import sgd_step  # noqa: E402
-from mnemonics.whole_batch import loss_function  # noqa: E402
+from mnemonics.training import loss_function, sgd_step  # noqa: E402
 
 CPU = torch.device("cpu")
-PHASES = make_protocol(10, 5, 1, 1993).phases
+PHASES = PROTOCOL.phases
 
 
 def digits(per_class, classes):
@@ -112,7 +110,7 @@ def features(n):
 def pixel_gradients(variant, validation_images):
     """Gradient of a validation loss, which one or more processes share, for the pixels of exemplars."""
     model, data = network().eval(), digits(4, range(5))
-    base = BaseLevel(model, BilevelSettings(variant, steps=3, rate=0.1, batch_size=6))
+    base = BaseLevel(model, BilevelSettings(variant, steps=3, lr=0.1, batch_size=6))
     exemplars = NetworkInput(prep(torch.float64).plain(data.images[::2]), data.labels[::2])
     validation = data[torch.arange(1, 2 * validation_images, 2)[distributed.own_rows()]]
     validation = NetworkInput(prep(torch.float64).plain(validation.images), validation.labels)
@@ -125,12 +123,12 @@ def pixel_gradients(variant, validation_images):
 def exemplars():
     """New ones optimised and old ones adjusted."""
     model, data = network().eval(), digits(9, range(5))
-    settings = BilevelSettings(steps=2, rate=0.1, batch_size=7, epochs=3, pixel_rate=0.1)
+    settings = BilevelSettings(steps=2, lr=0.1, batch_size=7, epochs=3, outer_lr=0.1)
     start = data[torch.arange(0, len(data), 9).repeat_interleave(2) + torch.tensor([0, 1]).repeat(5)]
-    new, losses = optimise_new_exemplars(model, start, data, prep(torch.float64), settings, generator())
-    old = adjust_old_exemplars(model, ExemplarMemory(new), prep(torch.float64), settings, generator())
-    losses = torch.tensor(list(losses.values())).double()
-    return {"new": new.images, "losses": losses, "old": old.data.images}
+    phase = context(prep(torch.float64), with_settings(settings))
+    new, losses = optimise_new_exemplars(phase, model, start, data, data[:0])
+    old = adjust_old_exemplars(phase, model, LabelledImages(new, start.labels))
+    return {"new": new, "losses": torch.tensor(list(losses.values())).double(), "old": old}
 
 
 def files(root):

@@ -158,10 +158,9 @@ def without_drawing() -> None:
     from mnemonics import algorithm as experiment
     from mnemonics.engine import log as runlog
     from mnemonics.engine.files import atomic_write
-    from mnemonics.experiment import run_folder as runfolder
 
-    runfolder.plot_accuracy = lambda runs, path: atomic_write(path, b"a curve")
-    runfolder.write_report = lambda runs, path: atomic_write(path, b"a page")
+    experiment.plot_accuracy = lambda runs, path: atomic_write(path, b"a curve")
+    experiment.write_report = lambda runs, path: atomic_write(path, b"a page")
     experiment.plot_exemplars = lambda *arguments: atomic_write(arguments[-1], b"exemplars")
     runlog.RunLog.image = lambda *arguments: None
 
@@ -282,7 +281,7 @@ def warm_up() -> None:
     from tqdm import tqdm
 
     from mnemonics import algorithm as experiment
-    from mnemonics.config.fields import parse_args
+    from mnemonics.experiment.state import parse_args
 
     tqdm.monitor_interval = 0  # no thread
 

@@ -6,16 +6,15 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from contexts import PROTOCOL, resolved
 from torchvision.transforms import functional as transforms
 
 from mnemonics import training
 from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.config.presets import resolved
 from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatches
-from mnemonics.engine import cuda_graphs as replay
-from mnemonics.models.resnet_cifar import resnet_cifar
-from mnemonics.protocol import make_protocol
+from mnemonics.engine import cuda_graphs
+from mnemonics.models import make_network
 
 STEPS, BATCH = 20, 32
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -39,14 +38,14 @@ def preprocessing(device=CPU):
 
 def network(device=CPU):
     torch.manual_seed(0)
-    return resnet_cifar("resnet8", 5).to(device)
+    return make_network("resnet8", 5, device)
 
 
 def fast_losses(config, device=CPU, name="lwf", phases=1, steps=STEPS):
     """Losses of the first steps of the last of `phases` phases, as `train_phase` takes them; and the network."""
     model, baseline = network(device).to(memory_format=torch.channels_last), BASELINES[name](resolved(config))
     data = images(device=device)
-    for phase in make_protocol(10, 5, 1, 1993).phases[:phases]:
+    for phase in PROTOCOL.phases[:phases]:
         new = images(20, device=device)
         new.labels.fill_(phase.seen - 1)
         baseline.begin_phase(model, phase, new, preprocessing(device))
@@ -104,8 +103,8 @@ def test_cpu_runs_in_float32_unless_asked():
     assert torch.equal(auto, off)
 
 
-def test_without_a_gpu_a_replayable_function_is_the_function():
-    assert replay.replayable(len, list, enabled=False) is len
+def test_without_a_gpu_a_function_is_not_captured():
+    assert cuda_graphs.as_graph(len, list, enabled=False) is len
 
 
 def test_the_largest_batch_is_captured_and_smaller_ones_run_as_they_are(monkeypatch):
@@ -119,8 +118,8 @@ def test_the_largest_batch_is_captured_and_smaller_ones_run_as_they_are(monkeypa
         def __call__(self, *inputs):
             return "replayed", self.function(*inputs)
 
-    monkeypatch.setattr(replay, "Captured", Recording)
-    call = replay.replayable(torch.sum, lambda: ["weights"], enabled=True)
+    monkeypatch.setattr(cuda_graphs, "Captured", Recording)
+    call = cuda_graphs.as_graph(torch.sum, lambda: ["weights"], enabled=True)
     assert call(torch.ones(3)) == ("replayed", 3)
     assert call(torch.ones(2)) == 2
     assert call(torch.zeros(3)) == ("replayed", 0)
@@ -134,7 +133,7 @@ def test_the_largest_batch_is_captured_and_smaller_ones_run_as_they_are(monkeypa
 def test_cuda_graphs_take_the_steps_of_the_eager_path(name, phases, monkeypatch):
     device, config = torch.device("cuda"), ExperimentConfig(base_lr=0.05, amp="off", weight_transfer=phases > 1)
     graphed, model = fast_losses(config, device, name, phases)
-    monkeypatch.setattr(training, "replayable", lambda function, changed, enabled: function)
+    monkeypatch.setattr(training, "as_graph", lambda function, changed, enabled: function)
     eager, reference = fast_losses(config, device, name, phases)
     assert torch.allclose(graphed, eager, rtol=1e-3)
     for key, value in reference.state_dict().items():
@@ -152,7 +151,7 @@ def test_other_threads_may_pin_memory_during_the_capture():
     thread = threading.Thread(target=pin)
     thread.start()
     try:
-        graphs = [replay.Captured(lambda x: (x @ x).sum(), (work,)) for _ in range(20)]
+        graphs = [cuda_graphs.Captured(lambda x: (x @ x).sum(), (work,)) for _ in range(20)]
     finally:
         over.set()
         thread.join()

@@ -24,13 +24,13 @@ def test_order_leaves_the_global_generator_alone():
 
 
 def test_labels_are_positions_in_the_order():
-    protocol = make_protocol(100, 50, 10, 1993)
+    protocol = make_protocol(class_order(100, 1993), 50, 10)
     assert protocol.labels_of(np.array([68, 56, 78])).tolist() == [0, 1, 2]
     assert protocol.labels_of(np.array(protocol.order)).tolist() == list(range(100))
 
 
 def test_phases_cover_all_classes_once():
-    protocol = make_protocol(100, 50, 10, 1993)
+    protocol = make_protocol(class_order(100, 1993), 50, 10)
     assert [len(p.class_ids) for p in protocol.phases] == [50, 10, 10, 10, 10, 10]
     assert [p.seen for p in protocol.phases] == [50, 60, 70, 80, 90, 100]
     assert sum((p.class_ids for p in protocol.phases), ()) == protocol.order
@@ -39,7 +39,7 @@ def test_phases_cover_all_classes_once():
 
 
 def test_order_hash_is_of_the_decimal_list():
-    protocol = make_protocol(4, 2, 1, 1993)
+    protocol = make_protocol(class_order(4, 1993), 2, 1)
     text = ",".join(str(c) for c in protocol.order)
     assert protocol.order_sha256 == hashlib.sha256(text.encode()).hexdigest()
 

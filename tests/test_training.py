@@ -5,23 +5,20 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from contexts import context
 
 from mnemonics import training
 from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.config.presets import resolved
 from mnemonics.data.augment import Crops
 from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatches
 from mnemonics.engine.errors import NonFiniteLossError
 from mnemonics.engine.progress import Progress
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
-from mnemonics.exemplars.memory import ExemplarMemory
-from mnemonics.exemplars.unroll import Steps, unroll
+from mnemonics.exemplars.unroll import Schedule, Steps, unroll
 from mnemonics.models import make_network
-from mnemonics.protocol import make_protocol
 
 PREP = Preprocessing(torch.full((3,), 0.5), torch.full((3,), 0.25), 1, False)
-PHASE = make_protocol(10, 5, 1, 1993).phases[0]
 
 
 class SilentLog:
@@ -48,10 +45,9 @@ def network(seed=0):
 
 
 def train(config, data=None, model=None):
-    config, log, model = resolved(config), SilentLog(), model or network()
-    baseline = BASELINES["lwf"](config)
-    data = data or colours()
-    training.train_phase(model, baseline, PHASE, data, PREP, config, torch.Generator().manual_seed(0), log, Progress())
+    log, model = SilentLog(), model or network()
+    phase = context(PREP, config, progress=Progress(log=log))
+    training.train_phase(phase, model, BASELINES["lwf"](phase.config), data or colours())
     return model, log
 
 
@@ -76,7 +72,7 @@ def test_the_first_step_is_momentum_sgd_with_weight_decay_on_the_loss():
     model, start = network(), network()
     train(config, model=model)
     start.train()
-    order, *crops = next(ResidentBatches(colours(), PREP).epoch(64, torch.Generator().manual_seed(0)))
+    order, *crops = next(ResidentBatches(colours(), PREP).epoch(64, context(PREP).generator("training")))
     data = colours()[order]
     F.cross_entropy(start(PREP.augmented(data.images, Crops(*crops))), data.labels).backward()
     for trained, p in zip(model.parameters(), start.parameters(), strict=True):
@@ -91,16 +87,16 @@ def test_an_exploding_loss_stops_the_run_and_names_epoch_and_rate():
 @pytest.mark.parametrize("augmented", [False, True])
 def test_finetuning_is_what_the_unroll_rehearses(augmented):
     config = ExperimentConfig(finetune_epochs=3, finetune_lr=0.05, mnemonics_batch_size=16, finetune_augment=augmented)
-    memory, model = ExemplarMemory(colours()), network()
+    data, model, phase = colours(), network(), context(PREP, config)
     model.train()(PREP.plain(colours().images))
     rehearsal = copy.deepcopy(model).eval()
-    training.finetune_on_exemplars(model, memory, PREP, config, torch.Generator().manual_seed(5), Progress())
-    labels, x = memory.data.labels, PREP.plain(memory.data.images)
-    settings = BilevelSettings(steps=9, rate=0.05, batch_size=16)  # 3 epochs of ceil(40 / 16)
+    training.finetune_on_exemplars(phase, model, data)
+    x = PREP.plain(data.images)
+    settings = BilevelSettings(steps=9, lr=0.05, batch_size=16)  # 3 epochs of ceil(40 / 16)
     base = BaseLevel(rehearsal, settings, augment=PREP.crop_and_mirror() if augmented else None)
-    draws = base.draw(labels, torch.Generator().manual_seed(5))
+    draws = base.draw(data.labels, phase.generator("fine-tuning"))
     steps = Steps(base.step_loss, base.parameters)
-    points, _ = unroll(steps, steps.layout.flatten(base.parameters), x, draws, [0.05] * 9)
+    points, _ = unroll(steps, steps.layout.flatten(base.parameters), x, Schedule(draws, [0.05] * 9))
     rehearsed = steps.layout.unflatten(points[-1])
     for name, p in model.named_parameters():
         assert torch.allclose(p, rehearsed[name], atol=1e-6), name
@@ -118,9 +114,7 @@ def test_finetuning_takes_away_the_bias_to_new_classes():
         return (model.eval()(PREP.plain(data.images)).argmax(1) == 4).float().mean().item()
 
     before = share_of_new()
-    training.finetune_on_exemplars(
-        model, ExemplarMemory(colours(50)), PREP, config, torch.Generator().manual_seed(0), Progress()
-    )
+    training.finetune_on_exemplars(context(PREP, config), model, colours(50))
     assert before > 0.25
     assert share_of_new() == pytest.approx(0.2, abs=0.02)
 

@@ -37,6 +37,11 @@ class Baseline(ABC):
         """What the model level trains."""
         return [p for p in model.parameters() if p.requires_grad]
 
+    @classmethod
+    def is_bound(cls) -> bool:
+        """Whether it is no method but what any method lies between: nothing is stored for it or tuned on exemplars."""
+        return cls.rehearses != "exemplars"
+
     @abstractmethod
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Training loss (scalar) of a batch of normalised images [n, 3, h, w] with labels int64 [n]."""

@@ -1,295 +1,291 @@
-"""Every setting of an experiment: one frozen dataclass, from which the command line is built."""
+"""Every setting of an experiment: one frozen dataclass, whose fields hold all that is known of a setting.
 
-import argparse
+The command line, the checks, the presets, the name of a run, the key of a shared phase-0 model and the comparison with
+the paper are made from it: none of them has a list of settings of its own.
+"""
+
 import dataclasses
-from collections.abc import Sequence
+import types
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mnemonics.config.checks import check_lr_drops, check_setting
-from mnemonics.engine.errors import UsageError
-
-IMAGENET = ("imagenet_sub", "imagenet")
 LARGEST_SMALL_IMAGE = 64  # pixels; larger images have the network, schedule and augmentation of ImageNet
+LARGEST = 2**31 - 1  # what PyTorch takes as a size, or as a number of anything
 
 
-def setting(
-    default: Any, help: str, *, type: Any = None, choices: Sequence[str] = (), affects_results: bool = True
-) -> Any:
-    """A dataclass field that is also a command-line flag; `type` is needed where the default is None."""
-    metadata = {"help": help, "type": type, "choices": choices, "affects_results": affects_results}
-    return field(default=default, metadata=metadata)
+@dataclass(frozen=True)
+class Setting:
+    """What is known of one setting beside its name."""
+
+    help: str
+    choices: tuple[str, ...] = ()  # those of data sets, networks, baselines and exemplars are the keys of their dicts
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # condition (see `presets.resolved`) -> value
+    symbol: str = ""  # in the paper
+    zero: bool = False  # whether 0 makes sense; nothing below does
+    most: float | None = None  # of a number; None: what any number of its type may be
+    affects_results: bool = True  # whether it can change a number in results.json
+    affects_phase0: bool = True  # ... and one of the training of phase 0
+    compared: bool = True  # whether tables beside the paper look at it
+    used_by: str = ""  # what parts of a run use it (see `paper.parts_of`), any of these; empty: every run
+    default: Any = None
+    annotation: Any = None
+
+    @property
+    def type(self) -> type:
+        """Without None."""
+        return next(t for t in typing.get_args(self.annotation) or (self.annotation,) if t is not types.NoneType)
+
+
+def setting(default: Any, help: str, **facts: Any) -> Any:
+    """A field of `ExperimentConfig`; `facts` are those of `Setting`."""
+    return field(default=default, metadata={"setting": Setting(help, **facts)})
+
+
+def later(default: Any, help: str, **facts: Any) -> Any:
+    """One without effect on the training of phase 0."""
+    return setting(default, help, affects_phase0=False, **facts)
+
+
+def by_preset(default: Any, paper: Any, help: str, **facts: Any) -> Any:
+    """One of the exemplar level, whose default depends on --mnemonics_preset."""
+    facts = {"used_by": "optimises adjusts", "defaults": {"default": default, "paper": paper}} | facts
+    return later(None, help, **facts)
+
+
+def running(default: Any, help: str, **facts: Any) -> Any:
+    """One that says how a run goes, and changes no result."""
+    return setting(default, help, affects_results=False, **facts)
 
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Settings of one run. A field that is None is filled in by `resolved`; `config.json` holds what it became."""
+    """Settings of one run. A field that is None is filled in by `presets.resolved`; `config.json` holds what it
+    became."""
 
     # data and protocol
     dataset: str = setting(
         "cifar100",
         "which images to learn: CIFAR-100; scikit-learn's handwritten digits at 16x16 pixels; ImageNet or 100 classes "
         "of it, as process_imagenet/ makes them; any folder with train/<class>/* and val/<class>/*",
-        choices=("cifar100", "digits", "imagenet_sub", "imagenet", "folder"),
     )
-    data_dir: str = setting(
-        "data", "folder that holds the data set, or where it is downloaded to", affects_results=False
+    data_dir: str = running("data", "folder that holds the data set, or where it is downloaded to")
+    nb_phases: int | None = later(
+        None, "incremental phases N after phase 0; must divide the classes left (5)", symbol="N"
     )
-    nb_phases: int | None = setting(
-        None, "incremental phases N after phase 0; must divide the classes left (5)", type=int
-    )
-    nb_cl_fg: int | None = setting(None, "classes in phase 0 (half of all)", type=int)
-    nb_cl: int | None = setting(None, "classes in each later phase: another way to say --nb_phases", type=int)
-    order_seed: int = setting(1993, "seed of the class order")
-    max_images_per_class: int | None = setting(
-        None, "use only the first images of each class, training and test (all)", type=int
-    )
+    nb_cl_fg: int | None = setting(None, "classes in phase 0 (half of all)")
+    nb_cl: int | None = later(None, "classes in each later phase: another way to say --nb_phases", compared=False)
+    order_seed: int = setting(1993, "seed of the class order", zero=True, most=2**32 - 1)  # numpy takes no more
+    max_images_per_class: int | None = setting(None, "use only the first images of each class, training and test (all)")
     image_size: int | None = setting(
         None,
-        "height and width in pixels that images of files are shown at (ImageNet: 224; folder: what the first "
-        "training image has on its short side, at most 224)",
-        type=int,
+        "height and width in pixels that images of files are shown at; of a folder: what the first training image has "
+        "on its short side, at most 224",
+        defaults={"imagenet_sub": 224, "imagenet": 224},
+        most=2**13,  # a batch of larger images would not fit in any memory
     )
 
     # method
-    method: str = setting(
+    method: str = later(
         "mnemonics",
         "the paper's two columns: mnemonics = --exemplars mnemonics --weight_transfer and fine-tuning on exemplars; "
         "baseline = --exemplars herding --no-weight_transfer --finetune_epochs 0; single flags override",
         choices=("mnemonics", "baseline"),
+        compared=False,  # what it became is
     )
-    baseline: str = setting(
-        "lucir",
-        "loss and test-time classifier; the bounds: finetune = no exemplars, joint = all data seen so far",
-        choices=("lucir", "icarl", "lwf", "bic", "finetune", "joint"),
+    baseline: str = later(
+        "lucir", "loss and test-time classifier; the bounds: finetune = no exemplars, joint = all data seen so far"
     )
-    weight_transfer: bool | None = setting(
+    weight_transfer: bool | None = later(
         None,
-        "from phase 1 on freeze the convolution weights and learn a factor per pair of channels (by --method)",
-        type=bool,
+        "from phase 1 on freeze the convolution weights and learn a factor per pair of channels",
+        defaults={"bound": False, "mnemonics": True, "baseline": False},
     )
-    exemplars: str | None = setting(
-        None, "how exemplars are made (by --method)", type=str, choices=("mnemonics", "herding", "random")
+    exemplars: str | None = later(
+        None, "how exemplars are made", defaults={"mnemonics": "mnemonics", "baseline": "herding"}, used_by="memory"
     )
     network: str = setting(
         "auto",
         "network; auto is resnet32 for images of up to 64 pixels, resnet18 for larger ones",
-        choices=("auto", "resnet8", "resnet20", "resnet32", "resnet56", "resnet18"),
+        defaults={"small": "resnet32", "large": "resnet18"},
     )
-    nb_protos: int | None = setting(None, "exemplars kept per class (20); excludes --total_memory", type=int)
-    total_memory: int | None = setting(None, "exemplars kept in total, shared equally by the classes seen", type=int)
+    nb_protos: int | None = later(None, "exemplars kept per class (20); excludes --total_memory", used_by="memory")
+    total_memory: int | None = later(
+        None, "exemplars kept in total, shared equally by the classes seen", used_by="memory"
+    )
 
-    # model level (Eq. 6)
-    epochs: int | None = setting(None, "epochs of each phase (160; 90 for images of more than 64 pixels)", type=int)
+    # model level (Eq. 5-6)
+    epochs: int | None = setting(None, "epochs of each phase", defaults={"small": 160, "large": 90})
     lr_drops: str | None = setting(
         None,
-        "shares of the epochs after which the learning rate drops tenfold (1/2,3/4; 1/3,2/3 for images of more than "
-        "64 pixels)",
-        type=str,
+        "shares of the epochs after which the learning rate drops tenfold",
+        defaults={"small": "1/2,3/4", "large": "1/3,2/3"},
     )
-    base_lr: float = setting(0.1, "learning rate of the model level")
-    custom_momentum: float = setting(0.9, "momentum of the model level")
-    custom_weight_decay: float = setting(5e-4, "weight decay of the model level")
+    base_lr: float = setting(0.1, "learning rate of the model level", symbol="alpha_1")
+    custom_momentum: float = setting(0.9, "momentum of the model level", zero=True)
+    custom_weight_decay: float = setting(5e-4, "weight decay of the model level", zero=True)
     train_batch_size: int = setting(128, "training batch size of the model level")
-    eval_batch_size: int = setting(200, "batch size of evaluation and feature extraction")
-    T: float = setting(2.0, "temperature of the distillation")
-    beta: float = setting(0.25, "LwF and iCaRL: weight of the distillation")
-    lamda: float | None = setting(
+    eval_batch_size: int = later(200, "batch size of evaluation and feature extraction", compared=False)
+    T: float = later(2.0, "temperature of the distillation", symbol="T", used_by="lwf icarl bic")
+    beta: float = later(0.25, "LwF and iCaRL: weight of the distillation", zero=True, used_by="lwf icarl")
+    lamda: float | None = later(
         None,
-        "LUCIR: weight of the less-forget loss, before its factor sqrt(old / new classes) (5; 10 for images of more "
-        "than 64 pixels)",
-        type=float,
+        "LUCIR: weight of the less-forget loss, before its factor sqrt(old / new classes)",
+        defaults={"small": 5.0, "large": 10.0},
+        zero=True,
+        used_by="lucir",
     )
-    K: int = setting(2, "LUCIR: new classes that the margin ranking loss keeps away from each exemplar")
-    dist: float = setting(0.5, "LUCIR: margin of the margin ranking loss, a difference of cosines")
-    lw_mr: float = setting(1.0, "LUCIR: weight of the margin ranking loss")
+    K: int = later(2, "LUCIR: new classes that the margin ranking loss keeps away from each exemplar", used_by="lucir")
+    dist: float = later(
+        0.5, "LUCIR: margin of the margin ranking loss, a difference of cosines", zero=True, used_by="lucir"
+    )
+    lw_mr: float = later(1.0, "LUCIR: weight of the margin ranking loss", zero=True, used_by="lucir")
 
     # exemplar level (Eq. 7-10) and end-of-phase fine-tuning
-    mnemonics_preset: str = setting(
+    mnemonics_preset: str = later(
         "default",
         "where the settings below that are not given come from: default = those chosen in "
         "results/exemplar_study.md; paper = the paper's",
         choices=("default", "paper"),
+        compared=False,  # what it became is
     )
-    mnemonics_variant: str = setting(
+    mnemonics_variant: str = later(
         "unroll",
         "what the exemplar gradient runs through: K steps on all weights, K steps on the classifier's weights, or "
         "the class means of the exemplars' features",
         choices=("unroll", "unroll-fc", "class-mean"),
+        used_by="optimises adjusts",
     )
-    mnemonics_base: str | None = setting(
+    mnemonics_base: str | None = later(
         None,
-        "what the base level trains on: the new exemplars, or jointly with the old ones (by preset)",
-        type=str,
+        "what the base level trains on: the new exemplars, or jointly with the old ones",
         choices=("new", "joint"),
+        defaults={"default": "joint", "paper": "new"},
+        used_by="optimises",
     )
-    mnemonics_start: str | None = setting(
-        None, "which images new exemplars start from (by preset)", type=str, choices=("random", "herding")
-    )
-    mnemonics_steps: int | None = setting(
-        None, "K: base-level steps that the exemplar gradient runs back through (by preset)", type=int
-    )
-    mnemonics_lr: float | None = setting(None, "a2: learning rate of the base level (by preset)", type=float)
-    mnemonics_batch_size: int | None = setting(None, "batch size of base level and fine-tuning (by preset)", type=int)
-    mnemonics_val_batch_size: int | None = setting(
-        None, "validation images of each update of the exemplars (by preset)", type=int
-    )
-    mnemonics_disturb: float | None = setting(
+    mnemonics_start: str | None = later(
         None,
+        "which images new exemplars start from",
+        choices=("random", "herding"),
+        defaults={"default": "herding", "paper": "random"},
+        used_by="optimises",
+    )
+    mnemonics_steps: int | None = by_preset(
+        15, 50, "base-level steps that the exemplar gradient runs back through", symbol="K"
+    )
+    mnemonics_lr: float | None = by_preset(0.01, 0.01, "learning rate of the base level", symbol="alpha_2")
+    mnemonics_batch_size: int | None = later(
+        None,
+        "batch size of base level and fine-tuning",
+        defaults={"default": 128, "paper": 128},
+        used_by="optimises adjusts finetunes",
+    )
+    mnemonics_val_batch_size: int | None = by_preset(512, 128, "validation images of each update of the exemplars")
+    mnemonics_disturb: float | None = by_preset(
+        0.2,
+        0.0,
         "noise on the model that exemplars are optimised for, drawn anew for each update, so that they also suit what "
-        "later phases make of it: its size relative to the weights (by preset)",
-        type=float,
+        "later phases make of it: its size relative to the weights",
+        zero=True,
     )
-    mnemonics_epochs: int | None = setting(
-        None, "exemplar updates per phase, of new exemplars and in adjusting each (by preset)", type=int
+    mnemonics_epochs: int | None = by_preset(
+        20, 50, "exemplar updates per phase, of new exemplars and in adjusting each"
     )
-    mnemonics_outer_lr: float | None = setting(
+    mnemonics_outer_lr: float | None = by_preset(
+        0.01,
+        0.01,
+        "learning rate of the pixels in normalised image units, halved every fifth of --mnemonics_epochs",
+        symbol="beta_1 = beta_2",
+    )
+    mnemonics_optimizer: str | None = by_preset("adam", "sgd", "optimiser of the pixels", choices=("adam", "sgd"))
+    mnemonics_augment: bool | None = by_preset(True, False, "crop and mirror the batches of the base level at random")
+    mnemonics_subsets: int = later(
+        2, "subsets of the old exemplars, each adjusted on the others (at least 2)", used_by="adjusts"
+    )
+    no_adjust: bool | None = later(
         None,
-        "b1 = b2: learning rate of the pixels in normalised image units, halved every fifth of --mnemonics_epochs "
-        "(by preset)",
-        type=float,
+        "leave old exemplars as they are: skip Eq. 10",
+        defaults={"always adjusted": False, "default": True, "paper": False},
+        compared=False,  # whether they are adjusted is
     )
-    mnemonics_optimizer: str | None = setting(
-        None, "optimiser of the pixels (by preset)", type=str, choices=("adam", "sgd")
-    )
-    mnemonics_augment: bool | None = setting(
-        None, "crop and mirror the batches of the base level at random (by preset)", type=bool
-    )
-    mnemonics_subsets: int = setting(2, "subsets of the old exemplars, each adjusted on the others (at least 2)")
-    no_adjust: bool | None = setting(
-        None, "leave old exemplars as they are: skip Eq. 10 (by preset, unless --adjust_always)", type=bool
-    )
-    adjust_always: bool = setting(
+    adjust_always: bool = later(
         False,
         "adjust old exemplars (Eq. 10) whatever --exemplars and the preset are: table 2 has such rows for all three",
+        compared=False,
     )
-    finetune_epochs: int | None = setting(
+    finetune_epochs: int | None = later(
         None,
-        "epochs over the exemplars at the end of each phase from phase 1 on (by --method and preset; 0 for none)",
-        type=int,
+        "epochs over the exemplars at the end of each phase from phase 1 on; 0 for none",
+        defaults={"bound": 0, "baseline": 0, "default": 15, "paper": 50},
+        zero=True,
     )
-    finetune_augment: bool = setting(False, "crop and mirror the batches of the fine-tuning at random")
-    finetune_lr: float | None = setting(None, "learning rate of the fine-tuning (that of the base level)", type=float)
+    finetune_augment: bool = later(
+        False, "crop and mirror the batches of the fine-tuning at random", used_by="finetunes"
+    )
+    finetune_lr: float | None = later(
+        None, "learning rate of the fine-tuning (that of the base level)", used_by="finetunes"
+    )
 
     # running
-    ncm: bool = setting(False, "also report nearest-class-mean accuracy, whose means read all training data")
-    random_seed: int = setting(1993, "seed of weights, batches, augmentation and exemplar choice")
-    nb_runs: int = setting(
-        1, "repeat with seeds random_seed, random_seed + 1, ... and report mean and 95%% CI", affects_results=False
+    ncm: bool = later(
+        False, "also report nearest-class-mean accuracy, whose means read all training data", compared=False
     )
-    phase0_dir: str | None = setting(
+    random_seed: int = setting(
+        1993, "seed of weights, batches, augmentation and exemplar choice", zero=True, most=2**63 - 1, compared=False
+    )
+    nb_runs: int = running(
+        1, "repeat with seeds random_seed, random_seed + 1, ... and report mean and 95%% CI", most=1000
+    )
+    phase0_dir: str | None = running(
         None,
         "folder of phase-0 models: one that an equal run left there is used, otherwise it is trained and left there",
-        type=str,
-        affects_results=False,
     )
-    device: str = setting("auto", "cpu, cuda, cuda:1, ... or auto: a GPU where there is one", affects_results=False)
-    gpu: int | None = setting(
-        None, "number of the GPU: another way to say --device cuda:N", type=int, affects_results=False
-    )
-    num_workers: int | None = setting(
+    device: str = running("auto", "cpu, cuda, cuda:1, ... or auto: a GPU where there is one")
+    gpu: int | None = running(None, "number of the GPU: another way to say --device cuda:N", zero=True)
+    num_workers: int | None = running(
         None,
         "processes that decode images of files; 0: none but the main one (one per core, at most 16)",
-        type=int,
-        affects_results=False,
+        zero=True,
+        most=512,
     )
-    cuda_graphs: bool = setting(
-        False, "capture the steps of the exemplar optimisation as CUDA graphs", affects_results=False
-    )
+    cuda_graphs: bool = running(False, "capture the steps of the exemplar optimisation as CUDA graphs")
     amp: str = setting(
         "auto",
         "bf16 in the training of the model level, never in the exemplar level: on, off, or auto: on a GPU",
         choices=("auto", "on", "off"),
     )
-    deterministic: bool = setting(False, "bit-for-bit repeatable on CUDA too, at some cost in speed (a CPU always is)")
-    checkpoint_minutes: float = setting(
-        10.0, "minutes from one checkpoint to the next; there is one after each phase, too", affects_results=False
+    deterministic: bool = setting(
+        False, "bit-for-bit repeatable on CUDA too, at some cost in speed (a CPU always is)", compared=False
     )
-    out: str | None = setting(None, "run folder (runs/<name made of the settings>)", type=str, affects_results=False)
-    resume: bool = setting(
-        True, "continue the run that the run folder holds; --no-resume starts it anew", affects_results=False
+    checkpoint_minutes: float = running(
+        10.0, "minutes from one checkpoint to the next; there is one after each phase, too", zero=True
     )
+    out: str | None = running(None, "run folder (runs/<name made of the settings>)")
+    resume: bool = running(True, "continue the run that the run folder holds; --no-resume starts it anew")
 
 
-FIELDS = {f.name: f for f in dataclasses.fields(ExperimentConfig)}
-BOUNDS = ("finetune", "joint")  # lower and upper: nothing of the method applies to them
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line: one flag per field of `ExperimentConfig`."""
-    parser = argparse.ArgumentParser(
-        prog="main.py",
-        description="Mnemonics Training: class-incremental learning with optimised exemplars.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    for f in FIELDS.values():
-        if f.type in (bool, bool | None):
-            plain = f.default is False or f.name.startswith("no_")
-            action = "store_true" if plain else argparse.BooleanOptionalAction
-            parser.add_argument(f"--{f.name}", action=action, default=f.default, help=f.metadata["help"])
-        else:
-            parser.add_argument(
-                f"--{f.name}",
-                type=f.metadata["type"] or f.type,
-                default=f.default,
-                choices=f.metadata["choices"] or None,
-                metavar=None if f.metadata["choices"] else "X",
-                help=f.metadata["help"],
-            )
-    return parser
-
-
-def parse_args(arguments: Sequence[str] | None = None) -> ExperimentConfig:
-    """Parse and check the command line.
-
-    Raises:
-        UsageError: for a value that makes no sense on its own (argparse itself exits with status 2 on unknown flags).
-    """
-    config = ExperimentConfig(**vars(build_parser().parse_args(arguments)))
-    check(config)
-    return config
-
-
-def check(config: ExperimentConfig) -> None:
-    """Reject values that make no sense whatever the data set is. Raises UsageError."""
-    for name in FIELDS:
-        check_setting(name, getattr(config, name))
-    if config.image_size is not None and config.dataset not in (*IMAGENET, "folder"):
-        raise UsageError(
-            f"--image_size {config.image_size}: {config.dataset} has its own; only images of files have none"
-        )
-    check_lr_drops(config.lr_drops)
-    if config.mnemonics_subsets < 2:
-        raise UsageError(f"--mnemonics_subsets {config.mnemonics_subsets}: at least 2; --no_adjust skips the adjusting")
-    if config.nb_protos is not None and config.total_memory is not None:
-        raise UsageError(
-            f"--nb_protos {config.nb_protos} and --total_memory {config.total_memory}: give one of the two, "
-            "they are different experiments"
-        )
-    if config.no_adjust and config.adjust_always:
-        raise UsageError("--no_adjust and --adjust_always: give one of the two")
-    if config.baseline in BOUNDS and config.finetune_epochs:
-        raise UsageError(
-            f"--finetune_epochs {config.finetune_epochs} and --baseline {config.baseline}: a bound is not fine-tuned "
-            "on exemplars; leave the flag out"
-        )
-    if config.gpu is not None and config.device not in ("auto", "cuda", f"cuda:{config.gpu}"):
-        raise UsageError(f"--gpu {config.gpu} contradicts --device {config.device}: give one of the two")
-
-
-def repetitions(config: ExperimentConfig) -> list[ExperimentConfig]:
-    """The runs that --nb_runs stands for, each with its own seed and, below --out, its own folder."""
-    if config.nb_runs == 1:
-        return [config]
-    seeds = range(config.random_seed, config.random_seed + config.nb_runs)
-    folders = [None if config.out is None else f"{config.out}/seed{seed}" for seed in seeds]
-    return [
-        dataclasses.replace(config, nb_runs=1, random_seed=seed, out=folder)
-        for seed, folder in zip(seeds, folders, strict=True)
-    ]
+SETTINGS: dict[str, Setting] = {
+    f.name: dataclasses.replace(f.metadata["setting"], default=f.default, annotation=f.type)
+    for f in dataclasses.fields(ExperimentConfig)
+}
 
 
 def result_settings(config: ExperimentConfig) -> dict[str, Any]:
     """The settings that can change a number in results.json; a run is resumed only where all of them agree."""
-    return {name: getattr(config, name) for name, f in FIELDS.items() if f.metadata["affects_results"]}
+    return {name: getattr(config, name) for name, known in SETTINGS.items() if known.affects_results}
+
+
+def phase0_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """The settings that the training of phase 0 depends on."""
+    return {name: value for name, value in result_settings(config).items() if SETTINGS[name].affects_phase0}
+
+
+# until the merge
+FIELDS = {
+    name: types.SimpleNamespace(
+        default=known.default, type=known.annotation, metadata={"affects_results": known.affects_results}
+    )
+    for name, known in SETTINGS.items()
+}
+BOUNDS = ("finetune", "joint")

@@ -1,74 +1,43 @@
-"""What the settings that were not given become: by data set, by --method and by --mnemonics_preset; and the name of a
-run."""
+"""What the settings that were not given become, and the name of a run."""
 
 import dataclasses
 from pathlib import Path
 
-from mnemonics.config.fields import BOUNDS, FIELDS, IMAGENET, LARGEST_SMALL_IMAGE, ExperimentConfig, result_settings
+from mnemonics.config.fields import LARGEST_SMALL_IMAGE, SETTINGS, ExperimentConfig, result_settings
+from mnemonics.engine.errors import UsageError
 from mnemonics.protocol import phase_sizes
 
-METHODS = {
-    "mnemonics": {"exemplars": "mnemonics", "weight_transfer": True},
-    "baseline": {"exemplars": "herding", "weight_transfer": False, "finetune_epochs": 0},
-}
-SMALL_IMAGES = {"network": "resnet32", "epochs": 160, "lr_drops": "1/2,3/4", "lamda": 5.0}
-LARGE_IMAGES = {"network": "resnet18", "epochs": 90, "lr_drops": "1/3,2/3", "lamda": 10.0}
-IMAGENET_SIZE = 224  # pixels
-EXEMPLAR_PRESETS = {
-    "default": {
-        "mnemonics_base": "joint",
-        "mnemonics_start": "herding",
-        "mnemonics_steps": 15,
-        "mnemonics_lr": 0.01,
-        "mnemonics_batch_size": 128,
-        "mnemonics_val_batch_size": 512,
-        "mnemonics_disturb": 0.2,
-        "mnemonics_augment": True,
-        "mnemonics_epochs": 20,
-        "mnemonics_outer_lr": 0.01,
-        "mnemonics_optimizer": "adam",
-        "no_adjust": True,
-        "finetune_epochs": 15,
-    },
-    "paper": {
-        "mnemonics_base": "new",
-        "mnemonics_start": "random",
-        "mnemonics_steps": 50,
-        "mnemonics_lr": 0.01,
-        "mnemonics_batch_size": 128,
-        "mnemonics_val_batch_size": 128,
-        "mnemonics_disturb": 0.0,
-        "mnemonics_augment": False,
-        "mnemonics_epochs": 50,
-        "mnemonics_outer_lr": 0.01,
-        "mnemonics_optimizer": "sgd",
-        "no_adjust": False,
-        "finetune_epochs": 50,
-    },
-}
 
+def resolved(config: ExperimentConfig, is_bound: bool) -> ExperimentConfig:
+    """Fill in what depends on other settings: see `Setting.defaults`.
 
-def resolved(config: ExperimentConfig) -> ExperimentConfig:
-    """Fill in what depends on other settings: by the size of the images, from --method (a bound has neither weight
-    transfer nor fine-tuning), from --mnemonics_preset, then the rest."""
-    if config.image_size is None and config.dataset in IMAGENET:
-        config = dataclasses.replace(config, image_size=IMAGENET_SIZE)
-    if config.network == "auto":
-        config = dataclasses.replace(config, network=None)
-    by_size = LARGE_IMAGES if (config.image_size or 0) > LARGEST_SMALL_IMAGE else SMALL_IMAGES
-    bound = {"weight_transfer": False, "finetune_epochs": 0} if config.baseline in BOUNDS else {}
-    always = {"no_adjust": False} if config.adjust_always else {}
-    for preset in (by_size, bound, always, METHODS[config.method], EXEMPLAR_PRESETS[config.mnemonics_preset]):
-        missing = {name: value for name, value in preset.items() if getattr(config, name) is None}
-        config = dataclasses.replace(config, **missing)
-    rest = {"finetune_lr": config.mnemonics_lr} if config.finetune_lr is None else {}
-    if config.nb_protos is None and config.total_memory is None:
-        rest["nb_protos"] = 20
-    return dataclasses.replace(config, **rest)
+    Args:
+        is_bound: whether the baseline is one of the bounds, to which nothing of the method applies.
+    """
+    values = vars(config) | ({"network": None} if config.network == "auto" else {})
+
+    def fill(condition: str) -> None:
+        for name, known in SETTINGS.items():
+            if values[name] is None and condition in known.defaults:
+                values[name] = known.defaults[condition]
+
+    fill(config.dataset)
+    fill("large" if (values["image_size"] or 0) > LARGEST_SMALL_IMAGE else "small")  # images
+    if is_bound:
+        fill("bound")
+    if config.adjust_always:
+        fill("always adjusted")
+    fill(config.method)
+    fill(config.mnemonics_preset)
+    if values["finetune_lr"] is None:
+        values["finetune_lr"] = values["mnemonics_lr"]  # the base level rehearses the fine-tuning
+    if values["nb_protos"] is None and values["total_memory"] is None:
+        values["nb_protos"] = 20
+    return ExperimentConfig(**values)
 
 
 def settled(
-    user: ExperimentConfig, num_classes: int, image_size: int | None
+    user: ExperimentConfig, num_classes: int, image_size: int | None, is_bound: bool
 ) -> tuple[ExperimentConfig, ExperimentConfig]:
     """All settings, once the data set is known.
 
@@ -77,12 +46,17 @@ def settled(
     Returns:
         What `run_name` takes, and what config.json holds.
     Raises:
-        UsageError: for phases that do not fit the number of classes.
+        UsageError: for phases that do not fit the number of classes, and for a bound that is to be fine-tuned.
     """
+    if is_bound and user.finetune_epochs:
+        raise UsageError(
+            f"--finetune_epochs {user.finetune_epochs} and --baseline {user.baseline}: a bound is not fine-tuned on "
+            "exemplars; leave the flag out"
+        )
     first, per_phase, count = phase_sizes(num_classes, user.nb_phases, user.nb_cl_fg, user.nb_cl)
     other_first = None if first == num_classes // 2 else first
     named = dataclasses.replace(user, nb_phases=count, nb_cl=None, nb_cl_fg=other_first)
-    config = resolved(dataclasses.replace(named, image_size=image_size))
+    config = resolved(dataclasses.replace(named, image_size=image_size), is_bound)
     return named, dataclasses.replace(config, nb_cl_fg=first, nb_cl=per_phase)
 
 
@@ -97,6 +71,6 @@ def run_name(config: ExperimentConfig) -> str:
     if config.dataset == "folder":
         parts.insert(1, Path(config.data_dir).resolve().name)
     for name, value in result_settings(config).items():
-        if name not in main and value != FIELDS[name].default:
+        if name not in main and value != SETTINGS[name].default:
             parts.append(name if value is True else f"no_{name}" if value is False else f"{name}{value}")
     return "_".join(parts).replace("/", "-")  # of --lr_drops 1/2,3/4: else it would be several folders

@@ -77,7 +77,7 @@ class LabelledImages:
         """Size of the pixels in bytes."""
         return self.images.numel() * self.images.element_size()
 
-    def and_also(self, other: "LabelledImages") -> "LabelledImages":
+    def followed_by(self, other: "LabelledImages") -> "LabelledImages":
         """These images followed by those of `other`."""
         if len(other) == 0:
             return self

@@ -168,3 +168,12 @@ def first_per_class(images: Images, class_ids: Tensor, limit: int | None) -> tup
     first = [(class_ids == k).nonzero()[:limit, 0] for k in class_ids.unique()]
     chosen = torch.cat(first).sort().values
     return images[chosen], class_ids[chosen]
+
+
+SOURCES: dict[str, Callable[[ExperimentConfig], ImageSource]] = {
+    "cifar100": load_cifar100,
+    "digits": load_digits,
+    "imagenet_sub": load_folders,
+    "imagenet": load_folders,
+    "folder": load_folders,
+}

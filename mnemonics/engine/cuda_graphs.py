@@ -1,6 +1,6 @@
-"""Replaying what a CUDA device does over and over as a CUDA graph: one launch instead of hundreds.
+"""What a CUDA device does over and over, as a CUDA graph: one launch instead of hundreds.
 
-Everything that only a GPU can do is in this file. `replayable` returns the function itself on other devices, so that
+Everything that only a GPU can do is in this file. `as_graph` returns the function itself on other devices, so that
 all that is built on it runs the same steps there.
 """
 
@@ -42,7 +42,7 @@ class Captured:
         return self.results
 
 
-def replayable(function: Callable, changed: Callable[[], Sequence[Tensor]], enabled: bool) -> Callable:
+def as_graph(function: Callable, changed: Callable[[], Sequence[Tensor]], enabled: bool) -> Callable:
     """`function` (of tensors whose first dimension is the batch), captured where `enabled`, which needs a CUDA device.
 
     It is captured for the largest batch that it was called with so far. Smaller ones run as they are: the last of an

@@ -13,30 +13,29 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mnemonics.config.fields import ExperimentConfig
 from mnemonics.engine.distributed import local_rank, local_world, world
 from mnemonics.engine.errors import UsageError
 
 
-def pick_device(config: ExperimentConfig) -> torch.device:
-    """The device of --device / --gpu.
+def pick_device(device_name: str, gpu: int | None) -> torch.device:
+    """The device of --device and --gpu.
 
     Raises:
         UsageError: when it is not there.
     """
-    flag, name = ("--device", config.device) if config.gpu is None else ("--gpu", f"cuda:{config.gpu}")
+    flag, name = ("--device", device_name) if gpu is None else ("--gpu", f"cuda:{gpu}")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if world() == 1:
             return torch.device(name)
     device, count = device_named(name), torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device is None and config.gpu is None:
+    if device is None and gpu is None:
         raise UsageError(f"{flag} {name}: not a device; cpu, cuda or cuda:1 would be")
     if device is not None and device.type not in ("cpu", "cuda"):
         raise UsageError(f"{flag} {name}: runs on cpu or cuda only")
     if device is None or (device.type == "cuda" and (device.index or 0) >= count):
         raise UsageError(
-            f"{flag} {name if config.gpu is None else config.gpu}: this machine has {count} CUDA devices; "
+            f"{flag} {name if gpu is None else gpu}: this machine has {count} CUDA devices; "
             "--device cpu works everywhere"
         )
     return device if world() == 1 or device.type == "cpu" else gpu_of_process(device, flag, count)
@@ -64,9 +63,10 @@ def gpu_of_process(device: torch.device, flag: str, count: int) -> torch.device:
     return torch.device("cuda", local_rank())
 
 
-def autocast(config: ExperimentConfig, device: torch.device) -> torch.autocast:
-    """bf16 for the operations that can do with it; weights, BatchNorm statistics, cosines and losses stay float32."""
-    on = config.amp == "on" or (config.amp == "auto" and device.type == "cuda")
+def autocast(amp: str, device: torch.device) -> torch.autocast:
+    """With `amp` "on", or "auto" on a GPU, bf16 for the operations that can do with it; weights, BatchNorm statistics,
+    cosines and losses stay float32."""
+    on = amp == "on" or (amp == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16, enabled=on)
 
 

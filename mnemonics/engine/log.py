@@ -1,7 +1,9 @@
-"""What a run tells while it runs: log.txt and the console (lines), TensorBoard's event files (curves, images)."""
+"""What a run tells while it runs: log.txt and the console (lines, bars), TensorBoard's event files (curves, images)."""
 
 import os
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,50 @@ from mnemonics.engine.distributed import is_main
 from mnemonics.engine.files import naming
 
 FLUSH_SECONDS = 60
+LINE_SECONDS = 60.0  # between the lines that stand for a bar where there is no terminal
+
+
+def progress_bar(title: str, steps: int, done: int, images: int | None, say: Callable[[str], None] | None) -> tqdm:
+    """The bar of a loop of `steps` steps, of which some are done: on a terminal, else a line now and then by `say`.
+
+    Args:
+        images: of each step; what is counted then. None: steps are.
+        say: prints a line; None: nothing is shown.
+    """
+    on_terminal = sys.stderr.isatty()
+    lines = {
+        "file": Lines(say),
+        "mininterval": LINE_SECONDS,
+        "maxinterval": 2 * LINE_SECONDS,
+        "delay": LINE_SECONDS,
+        "bar_format": "{desc}, {rate_noinv_fmt}, {remaining} left",
+    }
+    return tqdm(
+        desc=title,
+        total=steps,
+        initial=done,
+        unit=" updates" if images is None else " images",
+        unit_scale=images or False,
+        miniters=1,
+        smoothing=0,
+        leave=False,
+        disable=say is None or not is_main(),
+        **{} if on_terminal else lines,
+    )
+
+
+class Lines:
+    """A file for tqdm that makes a line of each state of the bar."""
+
+    def __init__(self, say: Callable[[str], None] | None):
+        self.say = say
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self.say(text.strip())
+
+    def flush(self) -> None:
+        """There is nothing to do."""
 
 
 class RunLog:

@@ -11,15 +11,15 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mnemonics.engine.bars import Bar
 from mnemonics.engine.errors import Interrupted, NonFiniteLossError, OutOfMemoryError
-from mnemonics.engine.log import RunLog
+from mnemonics.engine.log import RunLog, progress_bar
 
 Partial = dict[str, Any]  # a phase under way, as a checkpoint holds it
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
@@ -105,35 +105,47 @@ class Signals:
             self.deferring = before
 
 
+@dataclass(frozen=True)
+class Loop:
+    """A loop of steps that a run can be stopped in."""
+
+    name: str  # of the stage
+    steps: int
+    per_epoch: int = 1  # steps
+    images: int | None = None  # of a step
+    curve: str = ""  # name in the log of the loss at the end of each epoch, over all phases
+
+    def place(self, done: int, loss: Tensor | None) -> str:
+        """Where it is after `done` steps, for people."""
+        epoch = f"epoch {(done - 1) // self.per_epoch + 1} of {-(-self.steps // self.per_epoch)}"
+        return epoch if loss is None else f"{epoch}, loss {loss.item():.3f}"
+
+
 class Progress:
     """The progress of one phase, which a checkpoint is written of now and then. Without arguments: that of a loop which
     nothing is written of.
 
     Args:
+        phase: its number.
+        stored: the `Partial` to go on from.
         write: writes a `Partial`.
         minutes: time from one checkpoint to the next.
         signals: what may ask the run to stop.
-        device: whose time is measured.
-        stored: the `Partial` to go on from.
-        phase: its number.
         log: what lines and curves go to.
     """
 
     def __init__(
         self,
+        phase: int | None = None,
+        stored: Partial | None = None,
         write: Callable[[Partial], None] | None = None,
         minutes: float = float("inf"),
         signals: Signals | None = None,
-        device: torch.device | None = None,
-        stored: Partial | None = None,
-        phase: int | None = None,
         log: RunLog | None = None,
     ):
-        self.write, self.minutes, self.signals = write, minutes, signals or Signals()
-        self.device = device or torch.device("cpu")
-        self.stored = stored or {}
+        self.phase, self.stored, self.write, self.minutes = phase, stored or {}, write, minutes
+        self.signals, self.log = signals or Signals(), log
         self.model: nn.Module | None = None
-        self.phase, self.log = phase, log
         self.loss: Tensor | None = None  # of the last step, on the device
         self.stage = "set-up"  # where we are
         self.done: dict[str, Any] = dict(self.stored.get("done", {}))
@@ -141,23 +153,28 @@ class Progress:
         self.timing: tuple[str, float] | None = None  # (stage, start) of the `timed` block we are in
         self.written = time.monotonic()
 
+    @property
+    def device(self) -> torch.device:
+        """That of the model."""
+        return torch.device("cpu") if self.model is None else next(self.model.parameters()).device
+
     def watch(self, model: nn.Module) -> None:
         """From now on `model` is part of what is written; it gets the weights of the checkpoint, if there is one."""
         self.model = model
         if "model" in self.stored:
             model.load_state_dict(self.stored["model"])
 
-    def once(self, stage: str, work: Callable[[], Any], pure: bool = False) -> Any:
-        """What `work` gives, or gave before the run was interrupted: plain values and tensors.
+    def once(self, stage: str, function: Callable[..., Any], *arguments: Any, pure: bool = False) -> Any:
+        """What `function(*arguments)` gives, or gave before the run was interrupted: plain values and tensors.
 
         Args:
-            pure: whether `work` changes nothing, so that it can be broken off anywhere and begun again.
+            pure: whether it changes nothing, so that it can be broken off anywhere and begun again.
         """
         self.stage = stage
         if stage not in self.done:
             try:
                 with self.signals.deferred(not pure):
-                    result = work()
+                    result = function(*arguments)
             except Interrupted:
                 if pure:
                     self.save(None, {})
@@ -166,43 +183,44 @@ class Progress:
             self.between(None, dict)
         return self.done[stage]
 
-    def steps(
-        self,
-        loop: str,
-        total: int,
-        per_epoch: int = 1,
-        images: int | None = None,
-        curve: str | None = None,
-        **parts: Any,
-    ) -> Iterator[int]:
-        """0, 1, ..., total - 1, or what was left of it when the loop was interrupted.
+    def steps(self, loop: Loop, **parts: Any) -> Iterator[int]:
+        """0, 1, ..., steps - 1, or what was left of it when the loop was interrupted. Each step ends with `report`.
 
         Args:
-            per_epoch, images: see `Bar`, which shows `loss`, if it is set.
-            curve: of `loss` at the end of each epoch, over all phases; its name in the log.
             parts: what the steps change; set to what they were when the loop was interrupted.
         """
         first = 0
-        if self.stored.get("loop") == loop:
+        if self.stored.get("loop") == loop.name:
             first, states = self.stored["step"], self.stored["parts"]
             for name, part in parts.items():
                 restore(part, states[name])
             self.stored = {}
-        title = loop if self.phase is None else f"phase {self.phase}, {loop}"
-        with Bar(title, total, first, per_epoch, images, self.log and self.log.line) as bar:
-            for step in range(first, total):
+        title = loop.name if self.phase is None else f"phase {self.phase}, {loop.name}"
+        with progress_bar(title, loop.steps, first, loop.images, self.log and self.log.line) as bar:
+            for step in range(first, loop.steps):
                 if step > first:
-                    self.between(loop, lambda: {"step": step, **parts})  # noqa: B023 (called at once)
+                    self.between(loop.name, lambda: {"step": step, **parts})  # noqa: B023 (called at once)
                 yield step
-                bar.show(step + 1, self.loss)
-                if curve and (step + 1) % per_epoch == 0:
-                    self.point(curve, ((self.phase or 0) * total + step) // per_epoch)
+                if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:  # reading a loss stalls a GPU
+                    bar.set_description_str(f"{title}: {loop.place(step + 1, self.loss)}", refresh=False)
+                bar.update()
+                if loop.curve and (step + 1) % loop.per_epoch == 0:
+                    self.scalar(loop.curve, self.loss.item(), ((self.phase or 0) * loop.steps + step) // loop.per_epoch)
         self.loss = None
 
-    def point(self, curve: str, epoch: int) -> None:
-        """Log the loss."""
-        if self.log is not None and self.loss is not None:
-            self.log.scalar(curve, self.loss.item(), epoch)
+    def report(self, loss: Tensor) -> None:
+        """The loss of a step, a scalar on the device; it is read only when it is shown."""
+        self.loss = loss.detach()
+
+    def line(self, text: str) -> None:
+        """Log a line."""
+        if self.log is not None:
+            self.log.line(text)
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Log a point of a curve."""
+        if self.log is not None:
+            self.log.scalar(name, value, step)
 
     def between(self, loop: str | None, parts: Callable[[], dict[str, Any]]) -> None:
         """Between two steps, or two stages: write a checkpoint if it is time or the run is to stop.
@@ -230,8 +248,8 @@ class Progress:
         """Add the wall time of the block, the work queued on a CUDA device included, to `seconds[stage]`."""
         self.timing = stage, time.perf_counter()
         yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         self.seconds, self.timing = self.seconds_so_far(), None
 
     def seconds_so_far(self) -> dict[str, float]:

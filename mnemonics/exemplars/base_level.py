@@ -1,8 +1,9 @@
 """The base level of the exemplar optimisation (Eq. 8): K steps of a copy of the model on the exemplars, and the way
-back through them, from a validation loss to the exemplars. Notation: `bilevel.py`.
+back through them, from a validation loss to the exemplars. Notation: `meta_level.py`.
 """
 
 import copy
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -16,21 +17,22 @@ from mnemonics.data.augment import CropAndMirror
 from mnemonics.data.batches import balanced_batches
 from mnemonics.engine.distributed import summed, world
 from mnemonics.engine.errors import NonFiniteLossError
-from mnemonics.exemplars.unroll import Draw, GraphedSteps, Parameters, Steps, unroll, unrolled_gradient
+from mnemonics.exemplars.unroll import Draw, GraphedSteps, Parameters, Schedule, Steps, unroll, unrolled_gradient
 
 
 @dataclass(frozen=True)
 class BilevelSettings:
-    """Settings of the exemplar level. The defaults are those of `--mnemonics_preset default`."""
+    """Settings of the exemplar level. The defaults are those of `--mnemonics_preset default`; in brackets the paper's
+    symbols. The flag of a setting has "mnemonics_" before its name."""
 
     variant: str = "unroll"  # or "unroll-fc" (classifier weights only), "class-mean" (no base level)
-    steps: int = 15  # K
-    rate: float = 0.01  # α
+    steps: int = 15  # of the base level [K]
+    lr: float = 0.01  # of the base level [α_2]
     batch_size: int = 128  # exemplars per base-level step
     val_batch_size: int = 512  # images per validation batch
     epochs: int = 20  # updates of the pixels
-    pixel_rate: float = 0.01  # β, in units of the network's input, halved every fifth of the epochs
-    optimizer: str = "adam"  # or "sgd"
+    outer_lr: float = 0.01  # of the pixels [β], in units of the network's input, halved every fifth of the epochs
+    optimizer: str = "adam"  # of the pixels; or "sgd"
     disturb: float = 0.2  # relative size of the noise that each update has on θ_0
     subsets: int = 2  # parts of the old exemplars, each adjusted on the others
     cuda_graphs: bool = False  # capture the steps as CUDA graphs
@@ -38,19 +40,9 @@ class BilevelSettings:
     @staticmethod
     def of(config: ExperimentConfig) -> "BilevelSettings":
         """The settings of a command line."""
-        return BilevelSettings(
-            config.mnemonics_variant,
-            config.mnemonics_steps,
-            config.mnemonics_lr,
-            config.mnemonics_batch_size,
-            config.mnemonics_val_batch_size,
-            config.mnemonics_epochs,
-            config.mnemonics_outer_lr,
-            config.mnemonics_optimizer,
-            config.mnemonics_disturb,
-            config.mnemonics_subsets,
-            config.cuda_graphs,
-        )
+        names = [f.name for f in dataclasses.fields(BilevelSettings) if f.name != "cuda_graphs"]
+        values = {name: getattr(config, f"mnemonics_{name}") for name in names}
+        return BilevelSettings(**values, cuda_graphs=config.cuda_graphs)
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ class NetworkInput:
     def __getitem__(self, index: Tensor) -> "NetworkInput":
         return NetworkInput(self.images[index], self.labels[index])
 
-    def and_also(self, other: "NetworkInput | None") -> "NetworkInput":
+    def followed_by(self, other: "NetworkInput | None") -> "NetworkInput":
         if other is None:
             return self
         return NetworkInput(torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]))
@@ -120,6 +112,9 @@ class BaseLevel:
             draws.append((batch, labels[batch], *crops))
         return draws
 
+    def schedule(self, draws: list[Draw]) -> Schedule:
+        return Schedule(draws, [self.settings.lr] * self.settings.steps)
+
     def gradient(
         self, exemplars: NetworkInput, validation: NetworkInput, draws: list[Draw], epoch: int
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,16 +133,16 @@ class BaseLevel:
         else:
             part = "classifier." if settings.variant == "unroll-fc" else ""
             parameters = {name: p for name, p in self.parameters.items() if name.startswith(part)}
-            steps, rates = self.steps_for(parameters, exemplars.images, draws[0]), [settings.rate] * settings.steps
+            steps = self.steps_for(parameters, exemplars.images, draws[0])
             loss_of = functools.partial(self.validation_loss, validation)
-            loss, gradient, *_ = unrolled_gradient(steps, loss_of, parameters, exemplars.images, draws, rates)
+            loss, gradient, *_ = unrolled_gradient(steps, loss_of, parameters, exemplars.images, self.schedule(draws))
             used = torch.stack([batch for batch, *_ in draws]).unique()
             used = used[used < len(exemplars.labels)]  # the rest are `fixed`
         loss, gradient = mean_of_all(loss, gradient, len(validation.labels))
         if not (torch.isfinite(loss) and torch.isfinite(gradient).all()):
             raise NonFiniteLossError(
                 f"exemplar optimisation, epoch {epoch}: the validation loss after {settings.steps} steps is "
-                f"{loss.item()} with --mnemonics_lr {settings.rate} and --mnemonics_outer_lr {settings.pixel_rate}; "
+                f"{loss.item()} with --mnemonics_lr {settings.lr} and --mnemonics_outer_lr {settings.outer_lr}; "
                 "lower rates may help"
             )
         return used, gradient[used], loss.detach()
@@ -167,9 +162,8 @@ class BaseLevel:
 
     def loss_after_steps(self, exemplars: NetworkInput, validation: NetworkInput, draws: list[Draw]) -> float:
         """V alone, after K steps on all weights whatever the variant: what the fine-tuning will do."""
-        rates = [self.settings.rate] * self.settings.steps
         steps = Steps(self.step_loss, self.parameters)
-        points, _ = unroll(steps, steps.layout.flatten(self.parameters), exemplars.images, draws, rates)
+        points, _ = unroll(steps, steps.layout.flatten(self.parameters), exemplars.images, self.schedule(draws))
         with torch.no_grad():
             loss = self.validation_loss(validation, steps.layout.unflatten(points[-1]))
         return mean_of_all(loss, points[:0], len(validation.labels))[0].item()
@@ -198,7 +192,7 @@ def class_mean_gradient(
     `own_loss`) of the cosines between the features of the validation images and the mean feature of each class's
     exemplars."""
     images = exemplars.images.detach().requires_grad_()
-    everything = NetworkInput(images, exemplars.labels).and_also(fixed)
+    everything = NetworkInput(images, exemplars.labels).followed_by(fixed)
     classes, position = everything.labels.unique(return_inverse=True)
     members = F.one_hot(position, len(classes)).to(images)  # (n, classes)
     means = members.T @ model.features(everything.images) / members.sum(0)[:, None]

@@ -13,50 +13,62 @@ from mnemonics.engine.errors import UsageError
 
 @dataclass(frozen=True)
 class ExemplarMemory:
-    """The exemplars E: uint8 images [n, 3, h, w] with labels int64 [n], class by class, most important first.
+    """The exemplars E: uint8 images [n, 3, h, w] with labels int64 [n], those of a class with the most important first.
 
-    Images are stored in the bytes that real images of that size take, optimised or not.
+    Images are stored in the bytes that real images of that size take, optimised or not. Some may be held out of all
+    training, for `Baseline.calibrate`; they count like the others.
     """
 
     data: LabelledImages
+    held_out: Tensor  # bool [n]
 
     @staticmethod
     def empty(image_size: int, device: torch.device) -> "ExemplarMemory":
-        return ExemplarMemory(
-            LabelledImages(
-                torch.empty(0, 3, image_size, image_size, dtype=torch.uint8, device=device),
-                torch.empty(0, dtype=torch.int64, device=device),
-            )
+        nothing = LabelledImages(
+            torch.empty(0, 3, image_size, image_size, dtype=torch.uint8, device=device),
+            torch.empty(0, dtype=torch.int64, device=device),
         )
+        return ExemplarMemory(nothing, torch.empty(0, dtype=torch.bool, device=device))
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def counts(self) -> Tensor:
-        """Exemplars of each label, int64 [highest label + 1]."""
-        return torch.bincount(self.data.labels)
+    @property
+    def training(self) -> LabelledImages:
+        """The exemplars that may be trained on."""
+        return self.data[~self.held_out] if self.held_out.any() else self.data
 
-    def extended(self, new: LabelledImages) -> "ExemplarMemory":
-        """With the exemplars `new`, of classes that were not in it, added.
+    @property
+    def calibration(self) -> LabelledImages:
+        """The exemplars that are held out of training."""
+        return self.data[self.held_out]
+
+    def extended(self, new: LabelledImages, held_out: bool = False) -> "ExemplarMemory":
+        """With exemplars of new classes added.
 
         Raises:
-            ValueError: if a class of `new` is in the memory already or an image is not uint8.
+            ValueError: if a class of `new` has such exemplars in the memory already or an image is not uint8.
         """
         if new.images.dtype != torch.uint8:
             raise ValueError(f"exemplars are stored as uint8, not {new.images.dtype}")
-        if torch.isin(new.labels, self.data.labels).any():
+        if torch.isin(new.labels, self.data.labels[self.held_out == held_out]).any():
             raise ValueError("the memory already holds exemplars of a class that is to be added")
-        return ExemplarMemory(self.data.and_also(new))
+        mask = torch.full_like(new.labels, held_out, dtype=torch.bool)
+        return ExemplarMemory(self.data.followed_by(new), torch.cat([self.held_out, mask]))
 
     def with_images(self, images: Tensor) -> "ExemplarMemory":
-        """The same labels with other pixels: uint8 of the same shape."""
-        if images.dtype != torch.uint8 or images.shape != self.data.images.shape:
-            raise ValueError(f"expected uint8 images of shape {tuple(self.data.images.shape)}")
-        return ExemplarMemory(LabelledImages(images, self.data.labels))
+        """With other pixels for those in `training`: uint8 of the same shape."""
+        if images.dtype != torch.uint8 or images.shape != self.training.images.shape:
+            raise ValueError(f"expected uint8 images of shape {tuple(self.training.images.shape)}")
+        everything = self.data.images.clone()
+        everything[~self.held_out] = images
+        return ExemplarMemory(LabelledImages(everything, self.data.labels), self.held_out)
 
-    def shrunk_to(self, per_class: int) -> "ExemplarMemory":
-        """Keep the first `per_class` exemplars of each class."""
-        return ExemplarMemory(self.data[rank_within_class(self.data.labels) < per_class])
+    def shrunk_to(self, per_class: int, held_out: int = 0) -> "ExemplarMemory":
+        """Keep the first `per_class` exemplars of each class and the first `held_out` of those held out."""
+        rank = rank_within_class(2 * self.data.labels + self.held_out)
+        kept = rank < torch.where(self.held_out, held_out, per_class)
+        return ExemplarMemory(self.data[kept], self.held_out[kept])
 
 
 def exemplars_per_class(config: ExperimentConfig, classes_seen: int, smallest_class: int) -> int:

@@ -10,17 +10,61 @@ update, and are rounded to uint8 at the end. `optimise_exemplars` is the part th
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mnemonics.data.augment import CropAndMirror, denormalise
-from mnemonics.data.batches import LabelledImages, Preprocessing, balanced_batches, rank_within_class
-from mnemonics.engine.distributed import own_rows
-from mnemonics.engine.progress import Progress
+from mnemonics.data.batches import LabelledImages, balanced_batches, rank_within_class
+from mnemonics.data.scenario import PhaseContext
+from mnemonics.engine.distributed import own_rows, same_everywhere
+from mnemonics.engine.progress import Loop, Progress
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput
-from mnemonics.exemplars.memory import ExemplarMemory
-from mnemonics.exemplars.pixels import Pixels
+
+
+class Pixels:
+    """Exemplar pixels [n, ...] with their optimiser. Each image has its own optimiser state, so that updating some
+    images leaves the others untouched, momentum included. No weight decay: it would pull pixels to the mean colour.
+
+    Args:
+        images: float [n, ...]; changed in place.
+        low, high: valid range, both numbers or both tensors that broadcast to `images`; None for no limit.
+        settings: whose `optimizer`, `outer_lr` (halved every fifth of the epochs) and `epochs` are used.
+    """
+
+    def __init__(
+        self, images: Tensor, low: Tensor | float | None, high: Tensor | float | None, settings: BilevelSettings
+    ):
+        self.images, self.low, self.high = images, low, high
+        self.rows = images.unbind()  # views: what the optimiser does to them happens to `images`
+        optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[settings.optimizer]
+        self.optimizer = optimizer(self.rows, lr=settings.outer_lr)
+        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, max(1, round(settings.epochs / 5)), gamma=0.5)
+
+    def step(self, index: Tensor, gradient: Tensor) -> None:
+        """Update the images `index` (int64 [m]) by `gradient` (float [m, ...]) and clamp them to the valid range."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for i, row_gradient in zip(index.tolist(), gradient, strict=True):
+            self.rows[i].grad = row_gradient
+        self.optimizer.step()
+        if self.low is not None or self.high is not None:
+            self.images.clamp_(self.low, self.high)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The images and the state of their optimiser and schedule."""
+        optimizer = self.optimizer.state_dict()
+        return {"images": self.images, "optimizer": optimizer, "epoch": self.schedule.last_epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Become what gave this `state_dict`."""
+        self.images.copy_(state["images"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.last_epoch = state["epoch"]
+
+    def end_epoch(self) -> None:
+        """Advance the schedule of the pixel rate."""
+        self.schedule.step()
 
 
 def optimise_exemplars(
@@ -61,95 +105,83 @@ def optimise_exemplars(
     generator = generator or torch.Generator(images.device).manual_seed(0)
     base = BaseLevel(model, settings, None if fixed is None else NetworkInput(*fixed), augment)
     start = images.detach().clone()
-    pixels = Pixels(start, low, high, settings.optimizer, settings.pixel_rate, settings.epochs)
+    pixels = Pixels(start, low, high, settings)
     exemplars = NetworkInput(pixels.images, labels)
-    epochs = progress.steps(
-        "new exemplars", settings.epochs, curve="exemplars/loss_new", pixels=pixels, generator=generator
-    )
-    for epoch in epochs:
+    loop = Loop("new exemplars", settings.epochs, curve="exemplars/loss_new")
+    for epoch in progress.steps(loop, pixels=pixels, generator=generator):
         base.disturb(generator)
         draws = base.draw(labels, generator)
-        used, gradient, progress.loss = base.gradient(exemplars, NetworkInput(*validation()), draws, epoch)
+        used, gradient, loss = base.gradient(exemplars, NetworkInput(*validation()), draws, epoch)
         pixels.step(used, gradient)
         pixels.end_epoch()
+        progress.report(loss)
     return pixels.images
 
 
 def optimise_new_exemplars(
-    model: nn.Module,
-    start: LabelledImages,
-    data: LabelledImages,
-    prep: Preprocessing,
-    settings: BilevelSettings,
-    generator: torch.Generator,
-    old: LabelledImages | None = None,
-    augmented: bool = False,
-    progress: Progress | None = None,
-) -> tuple[LabelledImages, dict[str, float]]:
+    context: PhaseContext, model: nn.Module, start: LabelledImages, data: LabelledImages, old: LabelledImages
+) -> tuple[Tensor, dict[str, float]]:
     """Eq. 9: optimise the exemplars of the new classes, validated on all images of those classes.
+
+    With `--mnemonics_base joint` the base level trains on the exemplars of old classes too, as the fine-tuning does,
+    and the validation batches hold all classes in equal parts; old exemplars stay as they are.
 
     Args:
         model: θ_0; left unchanged. Maps float [n, 3, h, w] to logits over all labels in use.
         start: images to start from, uint8 [n, 3, h, w].
         data: D_i, uint8.
-        generator: drives the minibatches; on the device of the images.
-        old: exemplars of old classes. If given, the base level trains on them too, as the fine-tuning does, and the
-            validation batches hold all classes in equal parts; they stay as they are.
-        augmented: whether base-level batches are cropped and mirrored at random.
-        progress: what takes up the optimisation where it was interrupted.
+        old: exemplars of old classes, uint8.
     Returns:
-        The optimised exemplars (uint8) and the validation loss after K steps on the same draws, with the exemplars as
-        they were ("start"), "optimised", and optimised and "rounded" to uint8.
+        The optimised images, uint8 [n, 3, h, w], and the validation loss after K steps on the same draws, with the
+        exemplars as they were ("start"), "optimised", and optimised and "rounded" to uint8.
     Raises:
         NonFiniteLossError: naming epoch and rates.
     """
-    fixed = None if old is None or len(old) == 0 else (prep.plain(old.images), old.labels)
-    pool = data if fixed is None else data.and_also(old)
-    augment = prep.crop_and_mirror() if augmented else None
+    config, prep, settings = context.config, context.prep, BilevelSettings.of(context.config)
+    generator = context.generator("new exemplars")
+    joint = config.mnemonics_base == "joint" and len(old) > 0
+    fixed, pool = ((prep.plain(old.images), old.labels), data.followed_by(old)) if joint else (None, data)
 
     def validation() -> tuple[Tensor, Tensor]:
         batch = next(balanced_batches(pool.labels, settings.val_batch_size, 1, generator))
         chosen = pool[batch[own_rows()]].loaded()
         return prep.plain(chosen.images), chosen.labels
 
+    augment = prep.crop_and_mirror() if config.mnemonics_augment else None
     base = BaseLevel(model, settings, None if fixed is None else NetworkInput(*fixed), augment)
     probe, probe_draws = NetworkInput(*validation()), base.draw(start.labels, generator)
     images, (low, high) = prep.plain(start.images), prep.valid_range()
     common = {"low": low, "high": high, "fixed": fixed, "augment": augment, "generator": generator}
-    common["progress"] = progress
-    optimised = optimise_exemplars(model, images, start.labels, validation, settings, **common)
+    optimised = optimise_exemplars(
+        model, images, start.labels, validation, settings, **common, progress=context.progress
+    )
     rounded = denormalise(optimised, prep.mean, prep.std)
     versions = {"start": images, "optimised": optimised, "rounded": prep.plain(rounded)}
     losses = {
         name: base.loss_after_steps(NetworkInput(version, start.labels), probe, probe_draws)
         for name, version in versions.items()
     }
-    return LabelledImages(rounded, start.labels), losses
+    same_everywhere([rounded])
+    return rounded, losses
 
 
-def adjust_old_exemplars(
-    model: nn.Module,
-    memory: ExemplarMemory,
-    prep: Preprocessing,
-    settings: BilevelSettings,
-    generator: torch.Generator,
-    augmented: bool = False,
-    progress: Progress | None = None,
-) -> ExemplarMemory:
+def adjust_old_exemplars(context: PhaseContext, model: nn.Module, old: LabelledImages) -> Tensor:
     """Eq. 10: optimise a class-balanced half A of the old exemplars validated on the other half B, then B on the new A.
 
-    With more than two subsets each is validated on all the others. They are drawn anew each epoch. A memory with fewer
-    exemplars of some class than there are subsets is returned as it is. Otherwise as `optimise_new_exemplars`.
+    With more than two subsets each is validated on all the others. They are drawn anew each epoch. Old exemplars of
+    which some class has fewer than there are subsets stay as they are. Otherwise as `optimise_new_exemplars`.
+
+    Returns:
+        The images of `old`, adjusted, uint8 [n, 3, h, w].
     """
-    if len(memory) == 0 or int(memory.counts().min()) < settings.subsets:
-        return memory
-    base = BaseLevel(model, settings, augment=prep.crop_and_mirror() if augmented else None)
-    images, (low, high) = prep.plain(memory.data.images), prep.valid_range()
-    pixels = Pixels(images, low, high, settings.optimizer, settings.pixel_rate, settings.epochs)
-    exemplars = NetworkInput(pixels.images, memory.data.labels)
-    parts = {"pixels": pixels, "generator": generator}
-    progress = progress or Progress()
-    for epoch in progress.steps("old exemplars", settings.epochs, curve="exemplars/loss_old", **parts):
+    prep, settings, generator = context.prep, BilevelSettings.of(context.config), context.generator("old exemplars")
+    if len(old) == 0 or int(torch.bincount(old.labels).min()) < settings.subsets:
+        return old.images
+    base = BaseLevel(model, settings, augment=prep.crop_and_mirror() if context.config.mnemonics_augment else None)
+    pixels = Pixels(prep.plain(old.images), *prep.valid_range(), settings)
+    exemplars = NetworkInput(pixels.images, old.labels)
+    loop = Loop("old exemplars", settings.epochs, curve="exemplars/loss_old")
+    for epoch in context.progress.steps(loop, pixels=pixels, generator=generator):
         subsets = balanced_subsets(exemplars.labels, settings.subsets, generator)
         for number, subset in enumerate(subsets):
             others = torch.cat(subsets[:number] + subsets[number + 1 :])
@@ -157,10 +189,13 @@ def adjust_old_exemplars(
             batch = next(balanced_batches(exemplars.labels[others], settings.val_batch_size, 1, generator))
             draws = base.draw(exemplars.labels[subset], generator)
             validation = exemplars[others[batch[own_rows()]]]
-            used, gradient, progress.loss = base.gradient(exemplars[subset], validation, draws, epoch)
+            used, gradient, loss = base.gradient(exemplars[subset], validation, draws, epoch)
             pixels.step(subset[used], gradient)
         pixels.end_epoch()
-    return memory.with_images(denormalise(pixels.images, prep.mean, prep.std))
+        context.progress.report(loss)
+    adjusted = denormalise(pixels.images, prep.mean, prep.std)
+    same_everywhere([adjusted])
+    return adjusted
 
 
 def balanced_subsets(labels: Tensor, count: int, generator: torch.Generator) -> list[Tensor]:

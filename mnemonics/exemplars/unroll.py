@@ -24,6 +24,7 @@ there are, and K vectors do not scatter over the heap as thousands of small tens
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,20 @@ Draw = tuple[Tensor, ...]  # what differs from step to step: indices of a miniba
 StepLoss = Callable[..., Tensor]  # (parameters, x, *draw_k) -> L_k
 ValidationLoss = Callable[[Parameters], Tensor]
 KEPT_POINTS = 32  # an unroll up to this long keeps every θ_k; beyond, one more forward pass is the cheaper price
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The K steps of an unroll."""
+
+    draws: Sequence[Draw]  # draw_0 .. draw_{K-1}: tensors that tell the steps apart. Each is used twice, so whatever is
+    # random in a step (its minibatch, its augmentation) has to be drawn beforehand
+    rates: Sequence[float]  # α_0 .. α_{K-1}
+    momentum: float = 0.0  # μ of the inner SGD, as in torch.optim.SGD without dampening
+
+    def __getitem__(self, steps: slice) -> "Schedule":
+        """Some of the steps."""
+        return Schedule(self.draws[steps], self.rates[steps], self.momentum)
 
 
 class UnrolledGradient(NamedTuple):
@@ -111,26 +126,21 @@ class GraphedSteps(Steps):
 
 
 def unroll(
-    steps: Steps,
-    θ: Tensor,
-    inputs: Tensor,
-    draws: Sequence[Draw],
-    rates: Sequence[float],
-    momentum: float = 0.0,
-    velocity: Tensor | None = None,
+    steps: Steps, θ: Tensor, inputs: Tensor, schedule: Schedule, velocity: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Run K = len(rates) SGD steps (the forward recursion above) from θ (P,) and `velocity` (P,), by default 0.
+    """Run the K SGD steps of `schedule` (the forward recursion above) from θ (P,) and `velocity` (P,), by default 0.
 
     Returns:
         (θ_0, ..., θ_K) as (K + 1, P) and v_0, ..., v_K likewise, or None without momentum, as v_{k+1} = g_k then. Each
         is one block of memory: many small ones would leave holes between the temporaries of the steps.
     """
-    points = θ.new_empty(len(rates) + 1, len(θ))
+    momentum = schedule.momentum
+    points = θ.new_empty(len(schedule.rates) + 1, len(θ))
     velocities = torch.zeros_like(points) if momentum else None
     points[0] = θ.detach()
     if momentum and velocity is not None:
         velocities[0] = velocity
-    for k, (draw, rate) in enumerate(zip(draws, rates, strict=True)):
+    for k, (draw, rate) in enumerate(zip(schedule.draws, schedule.rates, strict=True)):
         step = steps.gradient(points[k], inputs, draw)
         if momentum:
             step = torch.add(step, velocities[k], alpha=momentum, out=velocities[k + 1])
@@ -149,9 +159,7 @@ def unrolled_gradient(
     validation_loss: ValidationLoss,
     parameters: Parameters,
     inputs: Tensor,
-    draws: Sequence[Draw],
-    rates: Sequence[float],
-    momentum: float = 0.0,
+    schedule: Schedule,
 ) -> UnrolledGradient:
     """Differentiate the validation loss after K SGD steps with respect to the inputs of those steps (Eq. 9).
 
@@ -160,18 +168,14 @@ def unrolled_gradient(
         validation_loss: parameters -> scalar V.
         parameters: θ_0 by name: the weights that the steps change. Anything else the losses need is their own affair.
         inputs: x, floating point, any shape; what the gradient is wanted for.
-        draws: draw_0 .. draw_{K-1}: tensors that tell the steps apart. Each is used twice, so whatever is random in a
-            step (its minibatch, its augmentation) has to be drawn beforehand.
-        rates: α_0 .. α_{K-1}.
-        momentum: μ of the inner SGD, as in torch.optim.SGD without dampening.
+        schedule: the K steps.
     Returns:
         V(θ_K), dV/dx, dV/dα and θ_K.
     """
+    rates, momentum = schedule.rates, schedule.momentum
     segments, starts = segments_of(len(rates)), [(steps.layout.flatten(parameters), None)]
     for segment in segments:
-        points, velocities = unroll(
-            steps, starts[-1][0], inputs, draws[segment], rates[segment], momentum, starts[-1][1]
-        )
+        points, velocities = unroll(steps, starts[-1][0], inputs, schedule[segment], starts[-1][1])
         starts.append((points[-1].clone(), velocities[-1].clone() if momentum else None))
     θ_K = starts.pop()[0].requires_grad_()
     loss = validation_loss(steps.layout.unflatten(θ_K))
@@ -179,11 +183,11 @@ def unrolled_gradient(
     ν, inputs_grad, rates_grad = torch.zeros_like(λ), torch.zeros_like(inputs), [torch.zeros_like(loss)] * len(rates)
     for segment, (θ, velocity) in zip(reversed(segments), reversed(starts), strict=True):
         if segment is not segments[-1]:  # the points of the last one are still there
-            points, velocities = unroll(steps, θ, inputs, draws[segment], rates[segment], momentum, velocity)
+            points, velocities = unroll(steps, θ, inputs, schedule[segment], velocity)
         for k in reversed(range(segment.start, segment.stop)):
             i = k - segment.start  # points[i] = θ_k
             ν.sub_(λ, alpha=rates[k])
-            gradient, second_order, mixed = steps.reverse(points[i], inputs, draws[k], ν)
+            gradient, second_order, mixed = steps.reverse(points[i], inputs, schedule.draws[k], ν)
             rates_grad[k] = -λ.dot(velocities[i + 1] if momentum else gradient)
             λ += second_order
             inputs_grad += mixed
@@ -196,18 +200,16 @@ def plain_unrolled_gradient(
     validation_loss: ValidationLoss,
     parameters: Parameters,
     inputs: Tensor,
-    draws: Sequence[Draw],
-    rates: Sequence[float],
-    momentum: float = 0.0,
+    schedule: Schedule,
 ) -> UnrolledGradient:
     """The reference for `unrolled_gradient`: the same by keeping the graphs of all K steps and differentiating once."""
     x = inputs.detach().requires_grad_()
-    α = torch.tensor(rates, dtype=inputs.dtype, device=inputs.device, requires_grad=True)
+    α = torch.tensor(schedule.rates, dtype=inputs.dtype, device=inputs.device, requires_grad=True)
     θ = steps.layout.flatten(parameters).requires_grad_()
     v = torch.zeros_like(θ)
-    for k, draw in enumerate(draws):
+    for k, draw in enumerate(schedule.draws):
         (gradient,) = torch.autograd.grad(steps.loss(θ, x, draw), θ, create_graph=True)
-        v = momentum * v + gradient
+        v = schedule.momentum * v + gradient
         θ = θ - α[k] * v
     loss = validation_loss(steps.layout.unflatten(θ))
     inputs_grad, rates_grad = torch.autograd.grad(loss, [x, α])

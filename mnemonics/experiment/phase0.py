@@ -18,58 +18,37 @@ from typing import Any
 import torch
 from torch import nn
 
-from mnemonics.config.fields import ExperimentConfig, result_settings
+from mnemonics.config.fields import phase0_settings
 from mnemonics.data.batches import LabelledImages
+from mnemonics.data.scenario import PhaseContext, Scenario
 from mnemonics.engine import files as checkpoint
 from mnemonics.engine.distributed import from_main, is_main
 from mnemonics.engine.errors import UsageError
-from mnemonics.engine.log import RunLog
 from mnemonics.engine.progress import Progress
-from mnemonics.experiment.state import Experiment
 
 POLL_SECONDS = 0.2  # between tries to get a lock
-WITHOUT_EFFECT = (  # on phase 0; so are all settings of the exemplar level and of fine-tuning
-    *("nb_phases", "nb_cl", "method", "baseline", "weight_transfer", "exemplars", "nb_protos", "total_memory"),
-    *("eval_batch_size", "T", "beta", "lamda", "K", "dist", "lw_mr", "no_adjust", "adjust_always", "ncm"),
-)
-
-
-def phase0_settings(config: ExperimentConfig) -> dict[str, Any]:
-    """The settings that the training of phase 0 depends on, those that a later version adds included."""
-    return {
-        name: value
-        for name, value in result_settings(config).items()
-        if name not in WITHOUT_EFFECT and not name.startswith(("mnemonics_", "finetune_"))
-    }
 
 
 def trained_or_taken(
-    experiment: Experiment,
-    model: nn.Module,
-    data: LabelledImages,
-    train: Callable[[], None],
-    log: RunLog,
-    progress: Progress,
-) -> dict[str, Any] | None:
+    context: PhaseContext, model: nn.Module, data: LabelledImages, train: Callable[[], None]
+) -> dict[str, Any]:
     """Make `model` the model of phase 0: call `train`, or copy the weights that an equal run left in --phase0_dir.
 
     Returns:
-        None without --phase0_dir, else what results.json says of it: key, whether it was taken, seconds of training.
+        What results.json says of it: key, whether it was taken, seconds of training.
     Raises:
         UsageError: if --phase0_dir cannot be written.
     """
-    if experiment.config.phase0_dir is None:
-        train()
-        return None
-    folder, key = Path(experiment.config.phase0_dir), from_main(lambda: key_of(experiment, data))
+    folder, key = Path(context.config.phase0_dir), from_main(lambda: key_of(context.scenario, data))
+    progress = context.progress
     path = folder / f"{key}.pt"
     with locked(folder, key, progress) if is_main() else nullcontext():
-        taken = from_main(lambda: is_there(path, log))  # the others wait here for the lock of rank 0
+        taken = from_main(lambda: is_there(path, progress))  # the others wait here for the lock of rank 0
         if taken:
-            stored = checkpoint.load(path, experiment.device)
+            stored = checkpoint.load(path, context.scenario.device)
             model.load_state_dict(stored["model"])
             seconds = stored["train_seconds"]
-            log.line(f"phase 0: model {key} of {folder}, trained in {seconds:.0f} s")
+            progress.line(f"phase 0: model {key} of {folder}, trained in {seconds:.0f} s")
         else:
             start, before = time.perf_counter(), progress.seconds.get("train", 0.0)
             train()
@@ -79,22 +58,22 @@ def trained_or_taken(
     return {"key": key, "taken": taken, "train_seconds": seconds}
 
 
-def is_there(path: Path, log: RunLog) -> bool:
+def is_there(path: Path, progress: Progress) -> bool:
     """Whether the file of a model is there, whole."""
     try:
         checkpoint.load_alone(path)
     except FileNotFoundError:
         return False
     except ValueError as error:
-        log.line(f"{error}: training that model anew")
+        progress.line(f"{error}: training that model anew")
         return False
     return True
 
 
-def key_of(experiment: Experiment, data: LabelledImages) -> str:
+def key_of(scenario: Scenario, data: LabelledImages) -> str:
     """32 hex digits of the SHA-256 of all that the weights after phase 0 depend on."""
-    machine = {"torch": torch.__version__, "device": experiment.device.type}
-    facts = phase0_settings(experiment.config) | machine
+    machine = {"torch": torch.__version__, "device": scenario.device.type}
+    facts = phase0_settings(scenario.config) | machine
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     in_memory = isinstance(data.images, torch.Tensor)
     digest.update(data.images.cpu().numpy().tobytes() if in_memory else data.images.fingerprint())

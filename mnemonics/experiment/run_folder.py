@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import ExperimentConfig, result_settings
@@ -23,9 +24,6 @@ from mnemonics.evaluation import summary
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.experiment.state import Experiment, State
 from mnemonics.models import make_network, restore_network
-from mnemonics.protocol import Phase
-from mnemonics.reporting.figures import plot_accuracy
-from mnemonics.reporting.page import write_report
 from mnemonics.reporting.read import Confusion, digest_of, write_confusion
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
@@ -45,13 +43,12 @@ WRITTEN = (
 
 
 @contextlib.contextmanager
-def in_hand(experiment: Experiment) -> Iterator[None]:
-    """Make the run folder and hold it for this run alone. The system lets go of it at a crash.
+def reserved(folder: Path) -> Iterator[None]:
+    """Make the run folder and keep it for this process alone. The system frees it at a crash.
 
     Raises:
         UsageError: if another process has it, or it cannot be made.
     """
-    folder = experiment.folder
     if not is_main():
         yield
         return
@@ -93,18 +90,23 @@ def open_run(experiment: Experiment) -> Opened:
     Raises:
         UsageError: if the folder holds a run with other settings, or one of which nothing can be read.
     """
-    config, device = experiment.config, experiment.device
+    config, scenario = experiment.config, experiment.scenario
+    device = scenario.device
     name, notices = from_main(lambda: prepare_folder(experiment))
     if name is not None:
         stored = checkpoint.load(experiment.folder / name, device)
         model = restore_network(config.network, stored["model"], device)
-        memories = [ExemplarMemory(LabelledImages(**stored[kind])) for kind in ("exemplars", "held_out")]
-        state = State(model, *memories, *(stored[name] for name in KEPT))
+        state = State(model, memory_of(stored["exemplars"]), *(stored[name] for name in KEPT))
         return Opened(state, partial_for(device, stored["partial"]), notices)
     torch.manual_seed(seed_of(config.random_seed, 0, "weights"))
-    model = make_network(config.network, len(experiment.protocol.phases[0].class_ids), device)
-    empty = ExemplarMemory.empty(experiment.source.image_size, device)
-    return Opened(State(model, empty, empty, []), None, notices)
+    model = make_network(config.network, len(scenario.protocol.phases[0].class_ids), device)
+    empty = ExemplarMemory.empty(scenario.source.image_size, device)
+    return Opened(State(model, empty, []), None, notices)
+
+
+def memory_of(stored: dict[str, Tensor]) -> ExemplarMemory:
+    """What `contents` stored of a memory."""
+    return ExemplarMemory(LabelledImages(stored["images"], stored["labels"]), stored["held_out"])
 
 
 def partial_for(device: torch.device, partial: Partial | None) -> Partial | None:
@@ -193,11 +195,10 @@ def contents(experiment: Experiment, state: State) -> dict[str, Any]:
     """What a checkpoint holds of `state`, in tensors of its own."""
     return {
         "settings": dataclasses.asdict(experiment.config),
-        "class_order": list(experiment.protocol.order),
+        "class_order": list(experiment.scenario.protocol.order),
         "phase": len(state.phases) - 1,
         "model": {name: tensor.clone() for name, tensor in state.model.state_dict().items()},
-        "exemplars": vars(state.memory.data),
-        "held_out": vars(state.held_out.data),
+        "exemplars": vars(state.memory.data) | {"held_out": state.memory.held_out},
         "phases": list(state.phases),
         "confusion": state.confusion,
         "environment": state.environment,
@@ -207,31 +208,22 @@ def contents(experiment: Experiment, state: State) -> dict[str, Any]:
 
 def save_partial(experiment: Experiment, before: dict[str, Any], partial: Partial) -> None:
     """Write checkpoint.pt in the middle of a phase; `before` are the `contents` after the phase before."""
-    whole = before | {"partial": partial | {"device": experiment.device.type}}
+    whole = before | {"partial": partial | {"device": experiment.scenario.device.type}}
     checkpoint.save(experiment.folder / NEWEST, whole, keep=experiment.folder / PREVIOUS)
 
 
-def save_phase(experiment: Experiment, phase: Phase, state: State) -> None:
-    """Write phase_<i>.pt and checkpoint.pt, from each of which results.json can be made again, then results.json."""
-    state.settings, state.environment = dataclasses.asdict(experiment.config), environment(experiment.device)
+def save_phase(experiment: Experiment, state: State) -> None:
+    """Write phase_<i>.pt and checkpoint.pt, from each of which results.json can be made again."""
+    state.settings = dataclasses.asdict(experiment.config)
+    state.environment = environment(experiment.scenario.device)
     whole = contents(experiment, state)
-    checkpoint.save(experiment.folder / f"phase_{phase.index}.pt", whole)
+    checkpoint.save(experiment.folder / f"phase_{whole['phase']}.pt", whole)
     checkpoint.save(experiment.folder / NEWEST, whole, keep=experiment.folder / PREVIOUS)
-    write_results(experiment, state)
-
-
-def finished_results(experiment: Experiment, state: State) -> dict:
-    """What results.json holds after the last phase; written again, if that is not what it holds. And report.html is
-    written."""
-    results = write_results(experiment, state)
-    write_report([experiment.folder], experiment.folder / "report.html")
-    return results
 
 
 def write_results(experiment: Experiment, state: State) -> dict:
-    """Write results.json and confusion.json, unless they are there, and accuracy.png. Returns what results.json
-    holds."""
-    protocol, headline = experiment.protocol, BASELINES[experiment.config.baseline].headline
+    """Write results.json and confusion.json, unless they are there. Returns what results.json holds."""
+    protocol, headline = experiment.scenario.protocol, BASELINES[experiment.config.baseline].headline
     results = {
         "config": state.settings,
         "environment": state.environment,
@@ -243,7 +235,6 @@ def write_results(experiment: Experiment, state: State) -> dict:
     }
     results["sha256"] = digest_of(results)
     checkpoint.write_json(experiment.folder / "results.json", results)
-    names = experiment.names_of_labels[: len(state.confusion)]
+    names = experiment.scenario.names_of_labels[: len(state.confusion)]
     write_confusion(experiment.folder, Confusion(len(state.phases) - 1, headline, names, state.confusion.cpu().numpy()))
-    plot_accuracy([(experiment.folder.name, results)], experiment.folder / "accuracy.png")
     return results

@@ -1,51 +1,49 @@
-"""From the settings to everything the phase loop needs: data, protocol, device, run folder."""
+"""From the settings to everything a run needs, and what a phase leaves to the next one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from mnemonics.baselines import BASELINES
+from mnemonics.config import command_line
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.config.presets import run_name, settled
-from mnemonics.data.batches import LabelledImages, Preprocessing
-from mnemonics.data.sources import ImageSource, load_source
-from mnemonics.engine.device import generator, pick_device, prepare
+from mnemonics.data.batches import Preprocessing
+from mnemonics.data.scenario import Scenario
+from mnemonics.data.sources import SOURCES, load_source
+from mnemonics.engine.device import pick_device, prepare
 from mnemonics.engine.distributed import main_first, world
+from mnemonics.engine.errors import UsageError
 from mnemonics.exemplars.memory import ExemplarMemory, check_budget
-from mnemonics.protocol import Phase, Protocol, make_protocol
+from mnemonics.exemplars.methods import EXEMPLARS
+from mnemonics.models import NETWORKS
+from mnemonics.protocol import class_order, make_protocol
+
+CHOICES = {  # settings whose values are the keys of a dict
+    "dataset": SOURCES,
+    "baseline": BASELINES,
+    "exemplars": EXEMPLARS,
+    "network": ("auto", *NETWORKS),
+}
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> ExperimentConfig:
+    """The settings of a command line, by default that of the process. Raises UsageError."""
+    return command_line.parse_args(arguments, CHOICES)
 
 
 @dataclass(frozen=True)
 class Experiment:
     """What does not change from phase to phase."""
 
-    config: ExperimentConfig
-    source: ImageSource
-    protocol: Protocol
-    prep: Preprocessing
-    device: torch.device
+    scenario: Scenario
     folder: Path
 
-    def generator(self, phase: Phase, purpose: str) -> torch.Generator:
-        return generator(self.config.random_seed, phase.index, purpose, self.device)
-
-    def train_data(self, phases: list[Phase]) -> LabelledImages:
-        """Training images of the classes new in `phases`."""
-        return self.labelled(*self.source.train([c for phase in phases for c in phase.class_ids]))
-
-    def test_data(self, phase: Phase) -> LabelledImages:
-        """Test images of all classes seen after `phase`."""
-        return self.labelled(*self.source.test(self.protocol.order[: phase.seen]))
-
     @property
-    def names_of_labels(self) -> list[str]:
-        """The names of all classes, in class order."""
-        return [self.source.class_names[c] for c in self.protocol.order]
-
-    def labelled(self, images: torch.Tensor, class_ids: torch.Tensor) -> LabelledImages:
-        labels = torch.from_numpy(self.protocol.labels_of(class_ids.numpy()))
-        return LabelledImages(images.to(self.device), labels.to(self.device))
+    def config(self) -> ExperimentConfig:
+        return self.scenario.config
 
 
 @dataclass
@@ -54,17 +52,11 @@ class State:
 
     model: nn.Module
     memory: ExemplarMemory
-    held_out: ExemplarMemory  # exemplars that are kept away from all training, for `Baseline.calibrate`
     phases: list[dict]  # the "phases" of results.json
     confusion: Tensor | None = None  # int64 [classes seen, classes seen], after the last phase; of the headline
     # "config" and "environment" of results.json: how and where the last phase was finished
     settings: dict = field(default_factory=dict)
     environment: dict = field(default_factory=dict)
-
-    @property
-    def exemplars(self) -> LabelledImages:
-        """All that is stored of old classes: what the budget limits."""
-        return self.memory.data.and_also(self.held_out.data)
 
 
 def set_up(user: ExperimentConfig) -> Experiment:
@@ -73,20 +65,23 @@ def set_up(user: ExperimentConfig) -> Experiment:
     Raises:
         UsageError: for whatever the user has to change.
     """
-    device = pick_device(user)
+    device = pick_device(user.device, user.gpu)
     prepare(device, user.deterministic)
     source = main_first(lambda: load_source(user))
-    in_memory = isinstance(source.train_images, torch.Tensor)
-    named, config = settled(user, source.num_classes, None if in_memory else source.image_size)
+    in_memory = isinstance(source.train_images, Tensor)
+    if in_memory and user.image_size is not None:
+        raise UsageError(f"--image_size {user.image_size}: {user.dataset} has its own; only images of files have none")
+    size, is_bound = None if in_memory else source.image_size, BASELINES[user.baseline].is_bound()
+    named, config = settled(user, source.num_classes, size, is_bound)
     check_budget(config, source)
-    protocol = make_protocol(source.num_classes, config.nb_cl_fg, config.nb_cl, config.order_seed)
-    folder = Path(config.out or Path("runs") / run_name(named))
-    return Experiment(config, source, protocol, Preprocessing.of(source, device), device, folder)
+    protocol = make_protocol(class_order(source.num_classes, config.order_seed), config.nb_cl_fg, config.nb_cl)
+    scenario = Scenario(config, source, protocol, Preprocessing.of(source, device), device)
+    return Experiment(scenario, Path(config.out or Path("runs") / run_name(named)))
 
 
 def announcement(experiment: Experiment, state: State, under_way: bool) -> list[str]:
     """What a run says before it starts; `under_way`: whether it goes on in the middle of a phase."""
-    config, source = experiment.config, experiment.source
+    config, source, device = experiment.config, experiment.scenario.source, experiment.scenario.device
     budget = f"{config.nb_protos} per class" if config.total_memory is None else f"{config.total_memory} in total"
     lines = [
         *source.notices,
@@ -94,11 +89,11 @@ def announcement(experiment: Experiment, state: State, under_way: bool) -> list[
         f"{len(source.test_images)} test images; phases: {config.nb_cl_fg} classes, then {config.nb_phases} x "
         f"{config.nb_cl}",
         f"{config.baseline}, {config.exemplars} exemplars ({budget}), weight transfer "
-        f"{'on' if config.weight_transfer else 'off'}, {config.network} on {experiment.device}; "
+        f"{'on' if config.weight_transfer else 'off'}, {config.network} on {device}; "
         f"run folder {experiment.folder}",
     ]
     if world() > 1:
-        backend, share = "nccl" if experiment.device.type == "cuda" else "gloo", config.train_batch_size / world()
+        backend, share = "nccl" if device.type == "cuda" else "gloo", config.train_batch_size / world()
         lines.append(
             f"{world()} processes ({backend}): batches of {config.train_batch_size} in all, {share:.4g} each; learning "
             "rate as configured"

@@ -1,17 +1,25 @@
 """Networks by the name that --network takes."""
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from mnemonics.models import resnet_cifar, resnet_imagenet
 from mnemonics.models.layers import BiasCorrected, SplitCosineLinear, use_weight_transfer
-from mnemonics.models.resnet_cifar import CifarResNet, resnet_cifar
-from mnemonics.models.resnet_imagenet import ImageNetResNet, resnet_imagenet
+from mnemonics.models.resnet_cifar import CifarResNet
+from mnemonics.models.resnet_imagenet import ImageNetResNet
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {  # name -> function of the number of classes
+    **{name: functools.partial(CifarResNet, depth) for name, depth in resnet_cifar.DEPTHS.items()},
+    **{name: functools.partial(ImageNetResNet, depth) for name, depth in resnet_imagenet.DEPTHS.items()},
+}
 
 
-def make_network(name: str, num_classes: int, device: torch.device) -> CifarResNet | ImageNetResNet:
+def make_network(name: str, num_classes: int, device: torch.device) -> nn.Module:
     """A new network with random weights, channels-last (about a third faster on a CPU), on `device`."""
-    make = resnet_imagenet if name == "resnet18" else resnet_cifar
-    return make(name, num_classes).to(device, memory_format=torch.channels_last)
+    return NETWORKS[name](num_classes).to(device, memory_format=torch.channels_last)
 
 
 def restore_network(name: str, weights: dict[str, Tensor], device: torch.device) -> nn.Module:

@@ -80,8 +80,3 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
-
-
-def resnet_cifar(name: str, num_classes: int) -> CifarResNet:
-    """The network `name` (resnet8, resnet20, resnet32, resnet56). Raises KeyError for any other name."""
-    return CifarResNet(DEPTHS[name], num_classes)

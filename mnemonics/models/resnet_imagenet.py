@@ -39,8 +39,3 @@ class ImageNetResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
-
-
-def resnet_imagenet(name: str, num_classes: int) -> ImageNetResNet:
-    """The network `name` (resnet18). Raises KeyError for any other name."""
-    return ImageNetResNet(DEPTHS[name], num_classes)

@@ -3,13 +3,14 @@
 Functions of the "config" of results.json and of `paper`, the content of paper_results.json.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-from mnemonics.config.fields import BOUNDS, FIELDS, ExperimentConfig
+from mnemonics.baselines import BASELINES
+from mnemonics.config.fields import SETTINGS, ExperimentConfig
 from mnemonics.config.presets import resolved
+from mnemonics.exemplars.methods import EXEMPLARS
 from mnemonics.reporting.text import Results
 
 PAPER_FILE = Path(__file__).with_name("paper_results.json")
@@ -20,10 +21,6 @@ TABLES = {
 }  # --table -> key of `paper`
 DATASETS = {"cifar100": "cifar100", "imagenet_sub": "imagenet_subset", "imagenet": "imagenet"}  # ours -> the paper's
 TRAIN_IMAGES = {"cifar100": 500}  # per class; a smaller copy of the data is not the paper's data
-NOT_COMPARED = {  # presets (what they became is compared), seeds, and what does not change the numbers shown
-    *("method", "mnemonics_preset", "random_seed", "ncm", "deterministic", "eval_batch_size"),
-    *("nb_cl", "no_adjust", "adjust_always"),  # said by nb_phases and nb_cl_fg, and by "adjusted"
-}
 NOT_GIVEN = {"nb_cl_fg": "half of all", "max_images_per_class": "all"}
 ORDER = [  # of the rows in the tables of the paper
     *(("table1", f"{name}{ours}") for name in ("lwf", "icarl", "bic", "lucir") for ours in ("", "+mnemonics")),
@@ -40,41 +37,42 @@ def load_paper() -> dict[str, Any]:
 # which settings count, and the paper's
 
 
+def is_bound(config: dict[str, Any]) -> bool:
+    """Whether the baseline is a bound, without exemplars."""
+    return BASELINES[config["baseline"]].is_bound()
+
+
+def optimises(config: dict[str, Any]) -> bool:
+    """Whether the pixels of new exemplars are optimised (Eq. 9)."""
+    return not is_bound(config) and EXEMPLARS[config["exemplars"]].optimise is not None
+
+
 def adjusted(config: dict[str, Any]) -> bool:
     """Whether old exemplars are adjusted (Eq. 10)."""
     always = bool(config.get("adjust_always", False))
-    return config["baseline"] not in BOUNDS and (
-        always or (config["exemplars"] == "mnemonics" and not config["no_adjust"])
-    )
+    return not is_bound(config) and (always or (optimises(config) and not config["no_adjust"]))
 
 
-def unused(config: dict[str, Any]) -> set[str]:
-    """The settings that have no effect in such a run. One that this function does not know counts as used."""
-    baseline, tuned, adjusts = config["baseline"], config["finetune_epochs"] > 0, adjusted(config)
-    optimises = config["exemplars"] == "mnemonics" and baseline not in BOUNDS
-    level = optimises or adjusts
-    uses = {
-        "lamda K dist lw_mr": baseline == "lucir",
-        "T": baseline in ("lwf", "icarl", "bic"),
-        "beta": baseline in ("lwf", "icarl"),
-        "exemplars nb_protos total_memory": baseline not in BOUNDS,
-        "mnemonics_base mnemonics_start": optimises,
-        "mnemonics_variant mnemonics_steps mnemonics_lr mnemonics_epochs mnemonics_outer_lr mnemonics_optimizer "
-        "mnemonics_val_batch_size mnemonics_disturb mnemonics_augment": level,
-        "mnemonics_batch_size": level or tuned,
-        "mnemonics_subsets": adjusts,
-        "finetune_lr finetune_augment": tuned,
+def parts_of(config: dict[str, Any]) -> set[str]:
+    """The parts that a run has, as `Setting.used_by` names them."""
+    parts = {
+        "memory": not is_bound(config),
+        "optimises": optimises(config),
+        "adjusts": adjusted(config),
+        "finetunes": config["finetune_epochs"] > 0,
     }
-    return {name for names, used in uses.items() if not used for name in names.split()}
+    return {config["baseline"], *(name for name, there in parts.items() if there)}
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that the numbers of a run depend on, its seed apart; older runs have defaults for newer settings."""
-    leave = NOT_COMPARED | unused(config)
-    names = [name for name, f in FIELDS.items() if f.metadata["affects_results"] and name not in leave]
-    known = {name: value for name, value in config.items() if name in FIELDS}
-    complete = dataclasses.asdict(resolved(ExperimentConfig(**known)))
-    values = {name: complete[name] for name in names}
+    known, parts = {name: value for name, value in config.items() if name in SETTINGS}, parts_of(config)
+    complete = vars(resolved(ExperimentConfig(**known), is_bound(config)))
+    values = {
+        name: complete[name]
+        for name, known in SETTINGS.items()
+        if known.affects_results and known.compared and (not known.used_by or parts & set(known.used_by.split()))
+    }
     first, later = config.get("nb_cl_fg"), config.get("nb_cl")
     if first is not None and later is not None and first == (first + config["nb_phases"] * later) // 2:
         values["nb_cl_fg"] = None
@@ -97,7 +95,7 @@ def paper_settings(config: dict[str, Any]) -> dict[str, Any]:
         finetune_epochs=None if config["finetune_epochs"] else 0,
         mnemonics_preset="paper",
     )
-    return dataclasses.asdict(resolved(user))
+    return vars(resolved(user, is_bound(config)))
 
 
 def same_protocol(results: Results) -> bool:
@@ -105,7 +103,7 @@ def same_protocol(results: Results) -> bool:
     those of the run, whatever else differs."""
     mine, theirs = settings(results["config"]), paper_settings(results["config"])
     names = ("nb_cl_fg", "nb_protos", "total_memory", "max_images_per_class")
-    order = results["config"]["order_seed"] == FIELDS["order_seed"].default
+    order = results["config"]["order_seed"] == SETTINGS["order_seed"].default
     return order and all(mine[name] == theirs[name] for name in names if name in mine)
 
 
@@ -138,7 +136,7 @@ def paper_rows(config: dict[str, Any]) -> dict[str, str]:
     """The row of each table of the paper that such a run belongs to, whatever its data set and phases are."""
     baseline, exemplars, adjusts = config["baseline"], config["exemplars"], adjusted(config)
     transfer, tuned = bool(config.get("weight_transfer")), config["finetune_epochs"] > 0
-    if baseline in BOUNDS:
+    if is_bound(config):
         return {"figure4": "joint"} if baseline == "joint" and not transfer else {}
     rows = {}
     if exemplars == "herding" and not (transfer or tuned or adjusts):

@@ -5,18 +5,17 @@ import itertools
 
 import pytest
 import torch
+from contexts import PROTOCOL, resolved
 from test_fast_path import BATCH, CPU, images, network, preprocessing
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mnemonics import training
 from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.config.presets import resolved
 from mnemonics.data.batches import ResidentBatches
 from mnemonics.engine import device as runtime
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput
 from mnemonics.exemplars.unroll import Steps
-from mnemonics.protocol import make_protocol
 
 HOST = {
     "aten::lift_fresh": "makes a tensor of a number",
@@ -77,7 +76,7 @@ def test_such_work_is_found(work):
 def test_training_step(name, phases, weight_transfer):
     config = resolved(ExperimentConfig(baseline=name, amp="on", weight_transfer=weight_transfer))
     model, baseline = network().to(memory_format=torch.channels_last), BASELINES[name](config)
-    for phase in make_protocol(10, 5, 1, 1993).phases[:phases]:
+    for phase in PROTOCOL.phases[:phases]:
         new = images(20)
         new.labels.fill_(phase.seen - 1)
         baseline.begin_phase(model, phase, new, preprocessing())

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from mnemonics import algorithm as experiment
-from mnemonics.config.fields import parse_args
 from mnemonics.engine import files as checkpoint
+from mnemonics.experiment.state import parse_args
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

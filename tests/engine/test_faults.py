@@ -21,13 +21,13 @@ from faults import ROOT, Outcome, Server
 from PIL import Image
 
 from mnemonics import algorithm as experiment
-from mnemonics.config.fields import parse_args
 from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
 from mnemonics.engine import log as runlog
 from mnemonics.engine.errors import UsageError
 from mnemonics.experiment import run_folder as runfolder
 from mnemonics.experiment import state as setup
+from mnemonics.experiment.state import parse_args
 from mnemonics.experiment.stored import read_state
 
 KILLS, KILLS_IN_WRITES, KILLS_OF_THE_COMMAND = 40, 10, 3
@@ -99,7 +99,7 @@ def outcome_of(folder, phases=None):
     for path in sorted(folder.glob("phase_*.pt")) if phases is None else [folder / f"phase_{i}.pt" for i in phases]:
         state = checkpoint.load(path, CPU)
         tensors = {f"model.{name}": tensor for name, tensor in state["model"].items()}
-        tensors |= {f"{kind}.{n}": tensor for kind in ("exemplars", "held_out") for n, tensor in state[kind].items()}
+        tensors |= {f"exemplars.{name}": tensor for name, tensor in state["exemplars"].items()}
         bytes_of[path.name] = {name: tensor.contiguous().numpy().tobytes() for name, tensor in tensors.items()}
     return numbers(folder), bytes_of
 
@@ -250,9 +250,8 @@ def test_every_checkpoint_is_a_point_to_go_on_from(images_in_files, tmp_path, mo
     source = load_source(parse_args(flags))
     monkeypatch.setattr(setup, "load_source", lambda config: source)
     monkeypatch.setattr(runfolder, "environment", lambda device: {})
-    for drawing in ("plot_accuracy", "write_report"):
-        monkeypatch.setattr(runfolder, drawing, lambda *arguments: None)
-    monkeypatch.setattr(experiment, "draw_exemplars", lambda *arguments: arguments[0].folder / "exemplars.png")
+    for drawing in ("plot_accuracy", "write_report", "plot_exemplars"):
+        monkeypatch.setattr(experiment, drawing, lambda *arguments: None)
     monkeypatch.setattr(runlog.RunLog, "image", lambda *arguments: None)
     experiment.run(parse_args([*flags, "--out", str(tmp_path / "whole")]))
     shutil.rmtree(tmp_path / "phase0", ignore_errors=True)

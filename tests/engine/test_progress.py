@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from mnemonics.engine import bars
+from mnemonics.engine import log as run_log
 from mnemonics.engine.errors import Interrupted
-from mnemonics.engine.progress import Progress, Signals
+from mnemonics.engine.progress import Loop, Progress, Signals
 
 SIGTERM = 15
 
@@ -30,12 +30,13 @@ def counted(progress, stop_at=None):
     nn.init.zeros_(model.weight)
     progress.watch(model)
     generator = torch.Generator().manual_seed(3)
-    for step in progress.steps("loop", 6, sums=sums, generator=generator):
+    for step in progress.steps(Loop("loop", 6), sums=sums, generator=generator):
         if step == stop_at:
             progress.signals.received = SIGTERM
         with torch.no_grad():
             model.weight += torch.rand((), generator=generator)
         sums[0] += torch.rand(2, generator=generator)
+        progress.report(sums[0].sum())
     return model.weight.item(), sums[0].tolist()
 
 
@@ -44,7 +45,7 @@ def test_an_interrupted_loop_ends_as_one_that_was_not(stop_at):
     expected = counted(Progress())
     stored = []
     with pytest.raises(Interrupted) as interruption:
-        counted(Progress(stored.append), stop_at)
+        counted(Progress(write=stored.append), stop_at)
     assert interruption.value.status == 143
     assert (stored[0]["loop"], stored[0]["step"]) == ("loop", stop_at + 1)
     assert counted(Progress(stored=stored[0])) == expected
@@ -52,16 +53,16 @@ def test_an_interrupted_loop_ends_as_one_that_was_not(stop_at):
 
 def test_checkpoints_come_when_it_is_time():
     stored = []
-    counted(Progress(stored.append, minutes=0.0))
+    counted(Progress(write=stored.append, minutes=0.0))
     assert [partial["step"] for partial in stored] == [1, 2, 3, 4, 5]
     stored.clear()
-    counted(Progress(stored.append, minutes=60.0))
+    counted(Progress(write=stored.append, minutes=60.0))
     assert stored == []
 
 
 def test_a_finished_stage_is_not_worked_through_again():
     stored, calls = [], []
-    progress = Progress(stored.append, minutes=0.0)
+    progress = Progress(write=stored.append, minutes=0.0)
     progress.watch(nn.Linear(1, 1))
     progress.seconds = {"train": 5.0}
     assert progress.once("stage", lambda: {"answer": 42}) == {"answer": 42}
@@ -73,7 +74,7 @@ def test_a_finished_stage_is_not_worked_through_again():
 
 def test_weights_that_are_not_finite_are_not_written():
     stored = []
-    progress = Progress(stored.append, minutes=0.0)
+    progress = Progress(write=stored.append, minutes=0.0)
     model = nn.Linear(1, 1)
     progress.watch(model)
     nn.init.constant_(model.weight, float("nan"))
@@ -83,7 +84,7 @@ def test_weights_that_are_not_finite_are_not_written():
 
 def test_what_changes_nothing_is_broken_off_and_begun_again():
     signals, stored = Signals(), []
-    progress = Progress(stored.append, signals=signals)
+    progress = Progress(write=stored.append, signals=signals)
     progress.watch(nn.Linear(1, 1))
 
     def evaluation():
@@ -97,23 +98,23 @@ def test_what_changes_nothing_is_broken_off_and_begun_again():
 
 
 def test_lines_where_there_is_no_terminal(monkeypatch):
-    monkeypatch.setattr(bars, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(run_log, "LINE_SECONDS", 1e-9)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     log = Log()
     progress = Progress(log=log, phase=2)
-    for _ in progress.steps("training", 4, per_epoch=2, images=8):
-        progress.loss = torch.tensor(0.5)
+    for _ in progress.steps(Loop("training", 4, per_epoch=2, images=8)):
+        progress.report(torch.tensor(0.5))
     assert [line.split(", loss")[0] for line in log.lines] == [
         *["phase 2, training: epoch 1 of 2"] * 2, *["phase 2, training: epoch 2 of 2"] * 2]  # fmt: skip
     assert "loss 0.500" in log.lines[0]
     assert "images/s" in log.lines[0]
-    assert log.lines[-1].endswith("0 h 00 min left")
+    assert log.lines[-1].endswith(" left")
     assert log.scalars == []
 
 
 def test_validation_losses_of_the_exemplars_are_a_curve_over_all_phases():
     log = Log()
     progress = Progress(log=log, phase=2)
-    for step in progress.steps("new exemplars", 6, per_epoch=2, curve="validation_loss"):
-        progress.loss = torch.tensor(step / 2)
+    for step in progress.steps(Loop("new exemplars", 6, per_epoch=2, curve="validation_loss")):
+        progress.report(torch.tensor(step / 2))
     assert log.scalars == [("validation_loss", 0.5, 6), ("validation_loss", 1.5, 7), ("validation_loss", 2.5, 8)]

@@ -22,7 +22,19 @@ def test_extend_and_shrink_keep_the_first_of_each_class():
     memory = memory.shrunk_to(2).extended(labelled([2, 2]))
     assert memory.data.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert memory.data.images[:, 0, 0, 0].tolist() == [0, 1, 3, 4, 0, 1]
-    assert memory.counts().tolist() == [2, 2, 2]
+    assert torch.equal(memory.training.labels, memory.data.labels)
+
+
+def test_held_out_exemplars_are_apart_and_count():
+    memory = ExemplarMemory.empty(4, CPU).extended(labelled([0, 0, 1, 1]), held_out=True)
+    memory = memory.extended(labelled([0, 0, 0, 1, 1, 1])).shrunk_to(2, held_out=1)
+    assert memory.training.labels.tolist() == [0, 0, 1, 1]
+    assert memory.training.images[:, 0, 0, 0].tolist() == [0, 1, 3, 4]
+    assert memory.calibration.images[:, 0, 0, 0].tolist() == [0, 2]
+    assert (len(memory), memory.data.bytes) == (6, 6 * 3 * 4 * 4)
+    changed = memory.with_images(memory.training.images + 100)
+    assert changed.training.images[:, 0, 0, 0].tolist() == [100, 101, 103, 104]
+    assert torch.equal(changed.calibration.images, memory.calibration.images)
 
 
 def test_bytes_are_those_of_real_images():

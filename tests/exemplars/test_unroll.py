@@ -8,8 +8,15 @@ from torch.func import functional_call
 
 from mnemonics.data.augment import CropAndMirror
 from mnemonics.exemplars import unroll as unroll_module
-from mnemonics.exemplars.unroll import GraphedSteps, Steps, plain_unrolled_gradient, unroll, unrolled_gradient
-from mnemonics.models.resnet_cifar import resnet_cifar
+from mnemonics.exemplars.unroll import (
+    GraphedSteps,
+    Schedule,
+    Steps,
+    plain_unrolled_gradient,
+    unroll,
+    unrolled_gradient,
+)
+from mnemonics.models import make_network
 
 SIZE = 8
 
@@ -20,7 +27,7 @@ def mlp():
 
 def resnet_with_statistics():
     """ResNet-8 in eval mode whose BatchNorm statistics are not the initial ones."""
-    model = resnet_cifar("resnet8", 4).double()
+    model = make_network("resnet8", 4, torch.device("cpu")).double()
     model.train()(torch.randn(32, 3, SIZE, SIZE, dtype=torch.float64))
     return model
 
@@ -48,21 +55,21 @@ class Problem:
     def validation_loss(self, parameters):
         return F.cross_entropy(functional_call(self.model, parameters, (self.xv,)), self.yv)
 
-    def arguments(self, rates):
-        steps = Steps(self.step_loss, self.parameters)
-        return steps, self.validation_loss, self.parameters, self.x, self.draws[: len(rates)], rates
+    def arguments(self, rates, momentum=0.0):
+        steps, schedule = Steps(self.step_loss, self.parameters), Schedule(self.draws[: len(rates)], rates, momentum)
+        return steps, self.validation_loss, self.parameters, self.x, schedule
 
     def plain(self, rates, momentum):
-        return plain_unrolled_gradient(*self.arguments(rates), momentum)
+        return plain_unrolled_gradient(*self.arguments(rates, momentum))
 
     def ours(self, rates, momentum):
-        return unrolled_gradient(*self.arguments(rates), momentum)
+        return unrolled_gradient(*self.arguments(rates, momentum))
 
     def last(self, x, rates, momentum):
         """θ_K by name."""
-        steps, *_ = self.arguments(rates)
+        steps, *_, schedule = self.arguments(rates, momentum)
         θ = steps.layout.flatten(self.parameters)
-        return steps.layout.unflatten(unroll(steps, θ, x, self.draws[: len(rates)], rates, momentum)[0][-1])
+        return steps.layout.unflatten(unroll(steps, θ, x, schedule)[0][-1])
 
 
 def relative_error(a, b):
@@ -195,9 +202,9 @@ def test_cuda_graphs_equal_the_eager_steps(momentum, augmented):
         t.to(device) for t in (problem.x, problem.y, problem.xv, problem.yv)
     )
     problem.draws = [tuple(t.to(device) for t in draw) for draw in problem.draws]
-    steps, *rest = problem.arguments(rates)
+    steps, *rest = problem.arguments(rates, momentum)
     graphed = GraphedSteps(steps.step_loss, problem.parameters, problem.x, problem.draws[0])
     for _ in range(2):
-        result = unrolled_gradient(graphed, *rest, momentum)
+        result = unrolled_gradient(graphed, *rest)
         assert relative_error(result.inputs.cpu(), eager.inputs) < 1e-9
         assert relative_error(result.rates.cpu(), eager.rates) < 1e-9

@@ -17,13 +17,13 @@ from mnemonics.models.layers import (
     grown,
     use_weight_transfer,
 )
-from mnemonics.models.resnet_cifar import DEPTHS, resnet_cifar
+from mnemonics.models.resnet_cifar import DEPTHS
 
 CPU = torch.device("cpu")
 
 
 def test_resnet32_is_the_network_of_the_paper():
-    model = resnet_cifar("resnet32", 50)
+    model = make_network("resnet32", 50, CPU)
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert sum(m.kernel_size == (3, 3) for m in convolutions) == 31  # and a classifier: 32 layers
     assert sum(m.kernel_size == (1, 1) for m in convolutions) == 2  # shortcuts where the shape changes
@@ -57,14 +57,14 @@ def test_folded_batch_norm_is_batch_norm(stride):
 
 
 def test_features_can_be_negative_and_have_64_channels():
-    features = resnet_cifar("resnet8", 5).features(torch.randn(4, 3, 32, 32))
+    features = make_network("resnet8", 5, CPU).features(torch.randn(4, 3, 32, 32))
     assert features.shape == (4, 64)
     assert (features < 0).any()
 
 
 @pytest.mark.parametrize("name", DEPTHS)
 def test_depth_is_in_the_name(name):
-    layers = sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in resnet_cifar(name, 5).modules()) + 1
+    layers = sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in make_network(name, 5, CPU).modules()) + 1
     assert name == f"resnet{layers}"
 
 
@@ -113,12 +113,12 @@ def test_a_network_is_restored_from_its_weights(grow):
 
 
 def test_last_block_has_no_final_relu_and_all_others_do():
-    flags = [block.final_relu for block in resnet_cifar("resnet20", 5).blocks]
+    flags = [block.final_relu for block in make_network("resnet20", 5, CPU).blocks]
     assert flags == [True] * 8 + [False]
 
 
 def test_forward_is_classifier_of_features():
-    model, x = resnet_cifar("resnet8", 5).eval(), torch.randn(2, 3, 16, 16)
+    model, x = make_network("resnet8", 5, CPU).eval(), torch.randn(2, 3, 16, 16)
     expected = model.classifier.sigma * F.normalize(model.features(x)) @ F.normalize(model.classifier.weight).T
     assert torch.allclose(model(x), expected, atol=1e-6)
 

@@ -6,21 +6,19 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from contexts import context, resolved, with_settings
 from torch import nn
 from torch.func import functional_call
 
-from mnemonics.config.fields import parse_args
-from mnemonics.config.presets import resolved
+from mnemonics import BilevelSettings, optimise_exemplars
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.engine.errors import NonFiniteLossError
-from mnemonics.exemplars import BilevelSettings, optimise_exemplars
 from mnemonics.exemplars.base_level import BaseLevel, NetworkInput
-from mnemonics.exemplars.memory import ExemplarMemory
-from mnemonics.exemplars.meta_level import adjust_old_exemplars, balanced_subsets, optimise_new_exemplars
-from mnemonics.exemplars.pixels import Pixels
+from mnemonics.exemplars.meta_level import Pixels, adjust_old_exemplars, balanced_subsets, optimise_new_exemplars
+from mnemonics.experiment.state import parse_args
 
 PREP = Preprocessing(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3]), 2, False)
-SETTINGS = BilevelSettings(steps=5, rate=0.1, batch_size=64, epochs=15, pixel_rate=0.05, optimizer="adam")
+SETTINGS = BilevelSettings(steps=5, lr=0.1, batch_size=64, epochs=15, outer_lr=0.05, optimizer="adam")
 
 
 def draws(seed=0):
@@ -54,6 +52,17 @@ class Net(nn.Module):
         return self.classifier(self.features(x))
 
 
+def optimised(model, start, data, settings=SETTINGS, old=None, prep=PREP, **config):
+    """The exemplars and losses of `optimise_new_exemplars`."""
+    phase = context(prep, with_settings(settings, **config))
+    images, losses = optimise_new_exemplars(phase, model, start, data, old or blobs(0))
+    return LabelledImages(images, start.labels), losses
+
+
+def adjusted(model, old, settings=SETTINGS):
+    return LabelledImages(adjust_old_exemplars(context(PREP, with_settings(settings)), model, old), old.labels)
+
+
 def network(seed=0):
     torch.manual_seed(seed)
     model = Net()
@@ -64,7 +73,7 @@ def network(seed=0):
 def test_optimised_exemplars_lower_the_validation_loss_and_rounding_keeps_the_gain():
     start, data, model = blobs(12), blobs(300, seed=1), network()
     weights = copy.deepcopy(model.state_dict())
-    new, losses = optimise_new_exemplars(model, start, data, PREP, SETTINGS, draws())
+    new, losses = optimised(model, start, data)
     assert losses["optimised"] < 0.9 * losses["start"]
     assert losses["rounded"] == pytest.approx(losses["optimised"], rel=0.02)
     assert new.images.dtype == torch.uint8
@@ -75,14 +84,14 @@ def test_optimised_exemplars_lower_the_validation_loss_and_rounding_keeps_the_ga
 
 
 def test_optimisation_is_repeatable():
-    results = [optimise_new_exemplars(network(), blobs(12), blobs(90, seed=1), PREP, SETTINGS, draws(4)) for _ in "ab"]
+    results = [optimised(network(), blobs(12), blobs(90, seed=1)) for _ in "ab"]
     assert torch.equal(results[0][0].images, results[1][0].images)
     assert results[0][1] == results[1][1]
 
 
 def test_sgd_moves_pixels_by_the_negative_gradient():
     """One epoch from exemplars that no clamp touches, with the gradient of the plain graph."""
-    settings = dataclasses.replace(SETTINGS, optimizer="sgd", epochs=1, pixel_rate=20.0, steps=2, disturb=0.0)
+    settings = dataclasses.replace(SETTINGS, optimizer="sgd", epochs=1, outer_lr=20.0, steps=2, disturb=0.0)
     start, data, model = blobs(12), blobs(30, seed=1), network()
     model.eval()
     x = PREP.plain(start.images).requires_grad_()
@@ -94,7 +103,7 @@ def test_sgd_moves_pixels_by_the_negative_gradient():
     validation = F.cross_entropy(functional_call(model, θ, (PREP.plain(data.images),)), data.labels)
     expected = x - 20.0 * torch.autograd.grad(validation, x)[0]
     pixels = (expected * PREP.std[:, None, None] + PREP.mean[:, None, None]) * 255
-    new, _ = optimise_new_exemplars(model, start, data, PREP, settings, draws())
+    new, _ = optimised(model, start, data, settings)
     assert (new.images.float() - pixels.clamp(0, 255)).abs().max() <= 0.501
     assert (new.images != start.images).any()
 
@@ -112,7 +121,7 @@ def test_gradient_is_for_the_used_exemplars_only():
 def test_joint_base_level_trains_on_the_fixed_exemplars_too_and_leaves_them_alone():
     model, exemplars, fixed = network().eval(), network_input(blobs(6, first=2)), network_input(blobs(4, classes=2))
     validation = network_input(blobs(30, classes=5, seed=1))
-    joint = exemplars.and_also(fixed)
+    joint = exemplars.followed_by(fixed)
     base = BaseLevel(model, SETTINGS, fixed)
     chosen = base.draw(exemplars.labels, draws())
     used, gradient, _ = base.gradient(exemplars, validation, chosen, 0)
@@ -121,7 +130,7 @@ def test_joint_base_level_trains_on_the_fixed_exemplars_too_and_leaves_them_alon
     assert all_used.tolist() == list(range(10))
     assert torch.allclose(gradient, all_gradients[:6])
     old = blobs(4, classes=2)
-    new, losses = optimise_new_exemplars(model, blobs(6, first=2), blobs(90, first=2), PREP, SETTINGS, draws(), old)
+    new, losses = optimised(model, blobs(6, first=2), blobs(90, first=2), old=old)
     assert new.labels.tolist() == [2, 3, 4, 2, 3, 4]
     assert losses["optimised"] < losses["start"]
 
@@ -135,11 +144,11 @@ def test_joint_validation_holds_all_classes_in_equal_parts(monkeypatch):
 
     monkeypatch.setattr(BaseLevel, "gradient", spy)
     settings = dataclasses.replace(SETTINGS, val_batch_size=20, epochs=3)
-    arguments = (network(), blobs(6, first=2), blobs(300, first=2, seed=1), PREP, settings, draws())
-    optimise_new_exemplars(*arguments, old=blobs(40, classes=2))
+    arguments = (network(), blobs(6, first=2), blobs(300, first=2, seed=1), settings, blobs(40, classes=2))
+    optimised(*arguments)
     assert seen == [[4, 4, 4, 4, 4]] * 3
     seen.clear()
-    optimise_new_exemplars(*arguments)
+    optimised(*arguments, mnemonics_base="new")
     assert all(counts[:2] == [0, 0] and sum(counts) == 20 for counts in seen)
 
 
@@ -179,8 +188,8 @@ def test_each_update_is_made_for_another_disturbed_model(monkeypatch, disturb):
 
     monkeypatch.setattr(BaseLevel, "gradient", spy)
     settings, model = dataclasses.replace(SETTINGS, disturb=disturb, epochs=2), network()
-    new, _ = optimise_new_exemplars(model, blobs(12), blobs(90, seed=1), PREP, settings, draws())
-    adjust_old_exemplars(model, ExemplarMemory(new), PREP, settings, draws())
+    new, _ = optimised(model, blobs(12), blobs(90, seed=1), settings)
+    adjusted(model, new, settings)
     assert len(models) == 2 + 2 * 2  # of new exemplars, of two halves of old ones
     different = {tuple(weight.flatten().tolist()) for weight in [*models, model.body[0].weight.detach()]}
     assert len(different) == (7 if disturb else 1)
@@ -213,11 +222,10 @@ def test_class_mean_gradient_is_that_of_cosines_to_class_means():
 @pytest.mark.parametrize("variant", ["unroll", "unroll-fc", "class-mean"])
 def test_every_variant_changes_exemplars_and_reports_the_same_yardstick(variant):
     settings = dataclasses.replace(SETTINGS, variant=variant, epochs=2)
-    new, losses = optimise_new_exemplars(network(), blobs(12), blobs(90, seed=1), PREP, settings, draws())
+    new, losses = optimised(network(), blobs(12), blobs(90, seed=1), settings)
     assert (new.images != blobs(12).images).any()
-    plain, reference = optimise_new_exemplars(
-        network(), blobs(12), blobs(90, seed=1), PREP, dataclasses.replace(SETTINGS, epochs=2), draws()
-    )
+    unrolled = dataclasses.replace(SETTINGS, epochs=2)
+    plain, reference = optimised(network(), blobs(12), blobs(90, seed=1), unrolled)
     assert losses["start"] == reference["start"]
     assert variant == "unroll" or not torch.equal(new.images, plain.images)
 
@@ -237,25 +245,21 @@ def test_augmented_base_level_uses_one_crop_per_step_and_exemplar():
     assert all((view != whole).flatten(1).any(1).sum() >= 8 for view, whole in zip(views, plain, strict=True))
     low, high = prep.valid_range()
     assert all(((view >= low) & (view <= high)).all() for view in views)
-    _, losses = optimise_new_exemplars(network(), blobs(12), blobs(90, seed=1), prep, SETTINGS, draws(), augmented=True)
+    _, losses = optimised(network(), blobs(12), blobs(90, seed=1), prep=prep, mnemonics_augment=True)
     assert losses["optimised"] < losses["start"]
 
 
 def test_adjusting_changes_every_old_exemplar_and_helps():
     model, old = network(), blobs(24)
-    memory = ExemplarMemory(old[old.labels.argsort()])
-    adjusted = adjust_old_exemplars(model, memory, PREP, SETTINGS, draws())
-    assert torch.equal(adjusted.data.labels, memory.data.labels)
-    assert (adjusted.data.images != memory.data.images).flatten(1).any(1).all()
-    a, b = balanced_subsets(memory.data.labels, 2, draws(5))
+    new = adjusted(model, old)
+    assert (new.images != old.images).flatten(1).any(1).all()
+    a, b = balanced_subsets(old.labels, 2, draws(5))
 
     def held_loss(data):
         base = BaseLevel(model, SETTINGS)
-        return base.loss_after_steps(
-            network_input(data), network_input(memory.data[b]), base.draw(data.labels, draws())
-        )
+        return base.loss_after_steps(network_input(data), network_input(old[b]), base.draw(data.labels, draws()))
 
-    assert held_loss(adjusted.data[a]) < held_loss(memory.data[a])
+    assert held_loss(new[a]) < held_loss(old[a])
 
 
 def test_each_subset_is_validated_on_the_others(monkeypatch):
@@ -268,15 +272,13 @@ def test_each_subset_is_validated_on_the_others(monkeypatch):
 
     monkeypatch.setattr(BaseLevel, "gradient", spy)
     settings = dataclasses.replace(SETTINGS, subsets=3, epochs=2)
-    adjust_old_exemplars(network(), ExemplarMemory(blobs(27)), PREP, settings, draws())
+    adjusted(network(), blobs(27), settings)
     assert seen == [(9, 18, 0)] * 6
 
 
 def test_nothing_to_adjust_in_an_empty_memory_or_with_one_exemplar_per_class():
-    empty = ExemplarMemory.empty(6, torch.device("cpu"))
-    assert adjust_old_exemplars(network(), empty, PREP, SETTINGS, draws()) is empty
-    single = ExemplarMemory(blobs(3))
-    assert adjust_old_exemplars(network(), single, PREP, SETTINGS, draws()) is single
+    for few in (blobs(0), blobs(3)):
+        assert adjusted(network(), few).images is few.images
 
 
 def test_subsets_are_disjoint_complete_balanced_and_random():
@@ -289,14 +291,14 @@ def test_subsets_are_disjoint_complete_balanced_and_random():
     assert [len(s) for s in balanced_subsets(labels, 3, draws())] == [6, 6, 5]
 
 
-def pixels_of(images, optimizer="adam", rate=0.05, epochs=15):
-    return Pixels(images, *PREP.valid_range(), optimizer, rate, epochs)
+def pixels_of(images, **settings):
+    return Pixels(images, *PREP.valid_range(), dataclasses.replace(SETTINGS, **settings))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_pixels_are_clamped_to_what_uint8_can_show_and_untouched_rows_stay(optimizer):
     start = PREP.plain(blobs(4).images)
-    pixels = pixels_of(start.clone(), optimizer, rate=50.0)
+    pixels = pixels_of(start.clone(), optimizer=optimizer, outer_lr=50.0)
     for _ in range(2):
         pixels.step(torch.tensor([1, 3]), torch.ones(2, 3, 6, 6))
     assert torch.equal(pixels.images[[0, 2]], start[[0, 2]])
@@ -308,7 +310,7 @@ def test_pixels_are_clamped_to_what_uint8_can_show_and_untouched_rows_stay(optim
 
 
 def test_pixel_rate_is_halved_every_fifth_of_the_epochs():
-    pixels = pixels_of(PREP.plain(blobs(2).images), rate=0.01, epochs=50)
+    pixels = pixels_of(PREP.plain(blobs(2).images), outer_lr=0.01, epochs=50)
     rates = []
     for _ in range(50):
         rates.append(pixels.optimizer.param_groups[0]["lr"])
@@ -321,7 +323,7 @@ def test_pixel_rate_is_halved_every_fifth_of_the_epochs():
 def test_pixels_have_no_weight_decay(optimizer):
     """It would pull pixels to the mean colour."""
     start = PREP.plain(blobs(2).images)
-    pixels = pixels_of(start.clone(), optimizer)
+    pixels = pixels_of(start.clone(), optimizer=optimizer)
     pixels.step(torch.tensor([0, 1]), torch.zeros(2, 3, 6, 6))
     assert torch.equal(pixels.images, start)
 
@@ -340,9 +342,9 @@ def test_settings_come_from_the_command_line():
 
 
 def test_non_finite_loss_is_an_error_that_names_epoch_and_rates():
-    settings = dataclasses.replace(SETTINGS, rate=1e30)
+    settings = dataclasses.replace(SETTINGS, lr=1e30)
     with pytest.raises(NonFiniteLossError, match=r"epoch 0.*--mnemonics_lr 1e\+30.*--mnemonics_outer_lr 0.05"):
-        optimise_new_exemplars(network(), blobs(12), blobs(30, seed=1), PREP, settings, draws())
+        optimised(network(), blobs(12), blobs(30, seed=1), settings)
 
 
 def test_library_call_takes_any_module_and_any_input():
@@ -361,8 +363,8 @@ def test_library_call_takes_any_module_and_any_input():
             optimizer.step()
         return F.cross_entropy(still(x), y).item()
 
-    settings = BilevelSettings(steps=8, rate=0.3, epochs=40, pixel_rate=0.2)
-    optimised = optimise_exemplars(model, start, labels, lambda: (x, y), settings, low=-2.0, high=2.0)
+    settings = BilevelSettings(steps=8, lr=0.3, epochs=40, outer_lr=0.2)
+    best = optimise_exemplars(model, start, labels, lambda: (x, y), settings, low=-2.0, high=2.0)
     assert torch.equal(start, x[:6])
-    assert optimised.abs().max() <= 2
-    assert validation_loss(optimised) < 0.8 * validation_loss(start)
+    assert best.abs().max() <= 2
+    assert validation_loss(best) < 0.8 * validation_loss(start)

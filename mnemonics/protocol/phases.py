@@ -48,19 +48,6 @@ class Protocol:
         return np.concatenate([np.full(len(p.class_ids), p.index) for p in self.phases])
 
 
-def class_order(num_classes: int, seed: int) -> tuple[int, ...]:
-    """The class order of the paper's experiments: arange(num_classes) shuffled by numpy's legacy generator.
-
-    Raises:
-        UsageError: for a seed that this generator does not take.
-    """
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"--order_seed {seed}: must be at least 0 and at most {2**32 - 1}")
-    order = np.arange(num_classes)
-    np.random.RandomState(seed).shuffle(order)
-    return tuple(order.tolist())
-
-
 def phase_sizes(
     num_classes: int, nb_phases: int | None, nb_cl_fg: int | None, nb_cl: int | None
 ) -> tuple[int, int, int]:
@@ -101,9 +88,8 @@ def divisors(n: int) -> str:
     return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
 
 
-def make_protocol(num_classes: int, first: int, per_phase: int, order_seed: int) -> Protocol:
-    """Cut the class order into phase 0 with `first` classes and phases of `per_phase` classes."""
-    order = class_order(num_classes, order_seed)
-    bounds = [0, *range(first, num_classes + 1, per_phase)]
+def make_protocol(order: tuple[int, ...], first: int, per_phase: int) -> Protocol:
+    """Cut a class order into phase 0 with `first` classes and phases of `per_phase` classes."""
+    bounds = [0, *range(first, len(order) + 1, per_phase)]
     phases = tuple(Phase(i, a, b, order[a:b]) for i, (a, b) in enumerate(itertools.pairwise(bounds)))
     return Protocol(order, phases)
