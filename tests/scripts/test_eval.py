@@ -1,9 +1,5 @@
-"""Evaluating stored networks, and getting the authors' ones."""
+"""Evaluating stored networks: our runs, and checkpoints of the authors' code."""
 
-import functools
-import hashlib
-import http.server
-import io
 import json
 import os
 import pickle
@@ -11,23 +7,20 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import threading
 from pathlib import Path
 
-import gdown
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from test_legacy import authors_modules, make, save, stand_ins
 
-from eval import convert_legacy, download_checkpoints, evaluate
+from eval import convert_legacy, evaluate
 from mnemonics import algorithm
 from mnemonics.config.fields import ExperimentConfig, parse_args
 from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
 from mnemonics.evaluation import confusion_matrix
-from mnemonics.legacy import fetch
 from mnemonics.protocol import class_order
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -309,299 +302,23 @@ def test_a_converted_file_of_any_name(theirs, tmp_path, run):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "x"]
 
 
-# downloads
+# the scripts
 
 
-def tar_of(entries, suffix="gz"):
-    """A tar archive of {name: content or TarInfo}."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=f"w:{suffix}") as tar:
-        for name, content in entries.items():
-            info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
-            if isinstance(content, bytes):
-                info.size = len(content)
-            tar.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
-    return buffer.getvalue()
-
-
-NOISE = np.random.default_rng(0).integers(0, 256, 600_000, np.uint8).tobytes()  # does not compress
-IMAGENET = "imagenet_sub_nfg50_ncls2_nproto20_mtl_exp01"
-ARCHIVE = tar_of({
-    "logs/notes.txt": b"hello",
-    f"logs/{NAME}/run_0_iteration_7_model.pth": NOISE,
-    f"logs/{NAME}/seed_1993_cifar100_order_run_0.pkl": b"order",
-    f"logs/{IMAGENET}/run_0_iteration_24_model.pth": b"network",
-})  # fmt: skip
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves `server.body`; `server.faults` holds, per request, after how many bytes to break off (None: do not)."""
-
-    def do_GET(self):
-        server, asked = self.server, self.headers.get("Range")
-        server.asked.append(asked)
-        if server.status != 200:
-            self.send_error(server.status)
-            return
-        start = (
-            int(asked[6:-1]) if asked and server.ranges and self.headers.get("If-Range") in (None, server.tag) else 0
-        )
-        if start and start >= len(server.body):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(server.body)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(server.body) - 1}/{len(server.body)}")
-        self.send_header("Content-Length", str(len(server.body) - start))
-        self.send_header("Content-Type", server.kind)
-        self.send_header("ETag", server.tag)
-        self.end_headers()
-        stop = server.faults.pop(0) if server.faults else None
-        self.wfile.write(server.body[start:] if stop is None else server.body[start : start + stop])
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.body, server.status, server.kind, server.tag = ARCHIVE, 200, "application/gzip", '"one"'
-        server.ranges, server.faults, server.asked = True, [], []
-        server.url = f"http://127.0.0.1:{server.server_address[1]}/logs.tar.gz"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def download(server, tmp_path, monkeypatch, capsys):
-    """Runs download_checkpoints.py on the server's archive; returns (standard output, standard error)."""
-    monkeypatch.setattr(fetch, "PAUSE", 0.0)
-
-    def run(*arguments, status=0, url=server.url):
-        flags = ["--url", url, "--out", str(tmp_path / "out"), *map(str, arguments)]
-        assert download_checkpoints.main(flags) == status
-        out, error = capsys.readouterr()
-        if status:
-            last = error.rstrip("\n").splitlines()[-1]
-            assert last.startswith("download_checkpoints.py: ")
-            assert "Traceback" not in error
-        return out, error
-
-    return run
-
-
-def contents(folder):
-    """The files below a folder, without the record of what was downloaded."""
-    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    return {name: data for name, data in files.items() if name != ".downloaded.json"}
-
-
-WHOLE = {
-    f"{NAME}/run_0_iteration_7_model.pth": NOISE,
-    f"{NAME}/seed_1993_cifar100_order_run_0.pkl": b"order",
-    f"{IMAGENET}/run_0_iteration_24_model.pth": b"network",
-}
-SHA256 = hashlib.sha256(ARCHIVE).hexdigest()
-
-
-def test_download_unpacks_whole_folders_once(download, server, tmp_path):
-    out, _ = download("--sha256", SHA256.upper())
-    assert SHA256 in out
-    assert "not in the archive: imagenet\n" in out
-    assert contents(tmp_path / "out") == WHOLE
-    out, _ = download()
-    assert "there already" in out
-    assert server.asked == [None]
-
-
-def test_one_set_then_another(download, tmp_path):
-    download("--set", "imagenet_sub")
-    assert contents(tmp_path / "out").keys() == {f"{IMAGENET}/run_0_iteration_24_model.pth"}
-    download("--set", "cifar100")
-    assert contents(tmp_path / "out") == WHOLE
-    _, error = download("--set", "imagenet", status=2)
-    assert "holds no folder of imagenet, like" in error
-
-
-def test_a_dropped_connection_is_taken_up_where_it_broke(download, server, tmp_path):
-    server.faults = [200_000, 100_000]
-    download("--sha256", SHA256)
-    first, second, third = server.asked
-    assert first is None
-    assert 0 < int(second[6:-1]) <= 200_000
-    assert int(second[6:-1]) < int(third[6:-1]) <= 300_000
-    assert contents(tmp_path / "out") == WHOLE
-
-
-def test_an_interrupted_download_is_continued_by_the_next_command(download, server, tmp_path):
-    server.faults = [200_000] + [0] * fetch.TRIES
-    _, error = download(status=2)
-    assert "the same command continues" in error
-    (part,) = (tmp_path / "out").glob("*.part")
-    size = part.stat().st_size
-    assert 0 < size <= 200_000
-    assert not any(p.is_dir() for p in (tmp_path / "out").iterdir())
-    server.asked.clear()
-    download("--sha256", SHA256)
-    assert server.asked == [f"bytes={size}-"]
-    assert contents(tmp_path / "out") == WHOLE
-
-
-def test_a_file_that_changed_meanwhile_is_downloaded_anew(download, server, tmp_path):
-    server.faults = [200_000] + [0] * fetch.TRIES
-    download(status=2)
-    server.tag, server.body = '"two"', tar_of({f"{NAME}/run_0_iteration_7_model.pth": b"new" + NOISE})
-    download("--set", "cifar100")
-    assert contents(tmp_path / "out") == {f"{NAME}/run_0_iteration_7_model.pth": b"new" + NOISE}
-
-
-def test_a_server_that_cannot_continue(download, server, tmp_path):
-    server.ranges, server.faults = False, [200_000]
-    download("--sha256", SHA256)
-    assert contents(tmp_path / "out") == WHOLE
-
-
-def test_a_part_that_is_whole_already(download, server, tmp_path):
-    """Killed between the last byte and the renaming."""
-    server.faults = [200_000] + [0] * fetch.TRIES
-    download(status=2)
-    (part,) = (tmp_path / "out").glob("*.part")
-    part.write_bytes(ARCHIVE)
-    download("--sha256", SHA256)
-    assert contents(tmp_path / "out") == WHOLE
-
-
-def test_a_wrong_hash_is_refused_and_nothing_is_left(download, server, tmp_path):
-    _, error = download("--sha256", "0" * 64, status=2)
-    assert f"--sha256 {'0' * 64}: the file at {server.url} has {SHA256}" in error
-    assert contents(tmp_path / "out") == {}
-    _, error = download("--sha256", "abc", status=2)
-    assert "--sha256 abc: needed are 64 hexadecimal digits" in error
-
-
-@pytest.mark.parametrize("kind", ["text/html", "application/octet-stream"])
-def test_an_html_page_is_refused(kind, download, server, tmp_path):
-    server.kind, server.body = kind, b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head>"
-    _, error = download(status=2)
-    assert "an HTML page ('Google Drive - Quota exceeded') instead of a file" in error
-    assert contents(tmp_path / "out") == {}
-
-
-@pytest.mark.parametrize("code", [404, 503])
-def test_errors_of_the_server(code, download, server):
-    server.status = code
-    _, error = download(status=2)
-    assert str(code) in error
-    assert len(server.asked) == (1 if code == 404 else fetch.TRIES)
-
-
-def link(name, target, kind):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
-
-
-IN_LOGS = f"logs/{NAME}/run_0_iteration_7_model.pth"
-MALICIOUS = {
-    "absolute": {IN_LOGS: b"fine", "{tmp}/escaped": b"bad"},
-    "dots": {IN_LOGS: b"fine", f"logs/{NAME}/../../../escaped": b"bad"},
-    "dots in an unwanted folder": {IN_LOGS: b"fine", "../escaped": b"bad"},
-    "symbolic link": {IN_LOGS: b"fine", "l": link(f"logs/{NAME}/l", "../../..", tarfile.SYMTYPE)},
-    "through a link": {"l": link(f"logs/{NAME}", "{tmp}", tarfile.SYMTYPE), f"logs/{NAME}/escaped": b"bad"},
-    "hard link": {IN_LOGS: b"fine", "l": link(f"logs/{NAME}/l", "/etc/passwd", tarfile.LNKTYPE)},
-    "device": {IN_LOGS: b"fine", "l": link(f"logs/{NAME}/l", "", tarfile.FIFOTYPE)},
-    "two folders of one name": {IN_LOGS: b"fine", f"other/{NAME}/a": b"bad"},
-}
-
-
-@pytest.mark.parametrize("kind", MALICIOUS)
-def test_a_malicious_archive_is_refused_and_nothing_is_left(kind, download, server, tmp_path):
-    entries = {name.format(tmp=tmp_path): content for name, content in MALICIOUS[kind].items()}
-    server.body = tar_of(entries)
-    _, error = download(status=2)
-    assert "refused or damaged" in error
-    assert contents(tmp_path) == {}
-    assert [p for p in tmp_path.rglob("*") if p.is_symlink() or p.is_fifo()] == []
-
-
-@pytest.mark.parametrize("kind", ["truncated gzip", "truncated tar", "wrong checksum", "no archive", "empty"])
-def test_a_damaged_archive_leaves_nothing(kind, download, server, tmp_path):
-    plain = tar_of({f"{NAME}/a": b"a" * 5000, f"{IMAGENET}/b": NOISE}, suffix="")
-    server.body = {
-        "truncated gzip": ARCHIVE[:-200_000],
-        "truncated tar": plain[:-200_000],
-        "wrong checksum": ARCHIVE[:-8] + b"12345678",
-        "no archive": NOISE,
-        "empty": b"",
-    }[kind]
-    _, error = download(status=2)
-    assert "refused or damaged" in error
-    assert contents(tmp_path / "out") == {}
-
-
-def test_other_urls(download, tmp_path):
-    archive = tmp_path / "my logs.tar"
-    archive.write_bytes(ARCHIVE)
-    download(url=archive.as_uri())
-    assert contents(tmp_path / "out") == WHOLE
-    assert archive.exists()  # it is not ours
-    for url, message in (
-        ((tmp_path / "none").as_uri(), "there is no such file"),
-        ("ftp://a/b", "http://..., https://"),
-    ):
-        assert message in download(url=url, status=2)[1]
-
-
-def test_out_that_cannot_be_made(capsys):
-    assert download_checkpoints.main(["--url", "file:///nothing", "--out", "/dev/null/x"]) == 2
-    assert "--out /dev/null/x: cannot be written" in capsys.readouterr().err
-
-
-def test_google_drive_goes_through_gdown(download, tmp_path, monkeypatch):
-    calls = []
-
-    def gdown_download(id, output, **_):
-        calls.append(id)
-        if len(calls) == 1:
-            raise gdown.exceptions.FileURLRetrievalError("Failed to retrieve file url:\n\n\tToo many users have viewed")
-        page = b"<html><title>Quota exceeded</title>"
-        Path(output).write_bytes(page if len(calls) == 2 else ARCHIVE)
-
-    monkeypatch.setattr(gdown, "download", gdown_download)
-    url = download_checkpoints.DRIVE_URL
-    _, error = download(url=url, status=2)
-    assert "Too many users have viewed" in error
-    assert "--url file:///" in error
-    assert error.count("\n") == 1
-    _, error = download(url=url, status=2)
-    assert "an HTML page ('Quota exceeded') instead of a file" in error
-    download(url=url)
-    assert contents(tmp_path / "out") == WHOLE
-    assert calls == [download_checkpoints.DRIVE_ID] * 3
+STAMP = ROOT / ".venv" / "requirements.installed"
+INSTALLED = (ROOT / "requirements.txt").read_bytes() + (ROOT / "pyproject.toml").read_bytes()
 
 
 @pytest.mark.skipif(
-    not (ROOT / ".venv" / "requirements.installed").is_file()
-    or (ROOT / ".venv" / "requirements.installed").read_bytes() != (ROOT / "requirements.txt").read_bytes(),
-    reason="the scripts would first install the packages",
+    not STAMP.is_file() or STAMP.read_bytes() != INSTALLED, reason="the scripts would first install the packages"
 )
 def test_the_scripts_download_and_evaluate(theirs, cifar100_mini, tmp_path):
     archive = tmp_path / "logs.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(theirs[0], f"logs/{NAME}")
-    variables = {"CHECKPOINTS_DIR": tmp_path / "a", "RESULTS_DIR": tmp_path / "results", "CIFAR100_DIR": cifar100_mini,
-                 "CHECKPOINTS_URL": archive.as_uri()}  # fmt: skip
-    run = functools.partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=300,
-                            env=os.environ | {k: str(v) for k, v in variables.items()})  # fmt: skip
-    process = run(["bash", ROOT / "eval" / "run_eval.sh", "cifar100"])
+    places = {"CHECKPOINTS_DIR": tmp_path / "a", "RESULTS_DIR": tmp_path / "results", "CIFAR100_DIR": cifar100_mini}
+    variables = os.environ | {k: str(v) for k, v in places.items()} | {"CHECKPOINTS_URL": archive.as_uri()}
+    command = ["bash", ROOT / "eval" / "run_eval.sh", "cifar100"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=variables)
     assert (process.returncode, process.stderr) == (0, "")
     assert cnn(json.loads((tmp_path / "results" / NAME / "evaluation.json").read_text())) == theirs[1]
-    process = run(["bash", ROOT / "eval" / "run_eval.sh", "mnist"])
-    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
