@@ -4,27 +4,20 @@
     python eval/convert_legacy.py some_model.pth phase_0.pt --dataset cifar100 --nb_cl_fg 50 --nb_cl 2
 
 IN is a folder of theirs or one file, of any name; OUT is made: a folder with phase_<i>.pt, or a file. The results have
-no exemplars, since the originals have none. Exit status: 0 done, 2 something must be changed.
+no exemplars, since the originals have none. Exit status: 0 done, 1 the disk failed, 2 something must be changed.
 """
 
 import argparse
-import dataclasses
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from mnemonics.config.fields import ExperimentConfig
 from mnemonics.engine import files as checkpoint
-from mnemonics.engine.errors import UsageError
+from mnemonics.engine.errors import UsageError, command
 from mnemonics.experiment.stored import protocol_of
-from mnemonics.legacy.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_settings, model_files, stored_order
-from mnemonics.legacy.networks import LegacyNetwork, read_network
-from mnemonics.models.layers import ScaledConv2d
-from mnemonics.protocol import Protocol, class_order
+from mnemonics.legacy.authors import DATASETS, EXAMPLE, authors_target, converted
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -41,86 +34,30 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def convert(options: argparse.Namespace) -> list[str]:
-    """Write OUT: whole, or nothing. Returns a line per checkpoint. Raises UsageError."""
+@command("convert_legacy.py")
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_args(arguments)
     source, out = options.source, options.out
-    if out.exists():
+    if os.path.exists(out):
         raise UsageError(f"{out}: is there already; name a folder or file that is not")
-    named = source.is_dir() or MODEL_FILE.fullmatch(source.name)
-    run, files, notices = model_files(source) if named else (0, {0: source}, ())
-    folder = source if source.is_dir() else source.parent
-    settings = authors_settings(folder, options)
-    protocol, notice = protocol_for(folder, run, settings, options)
+    target = authors_target(source, options)
+    protocol, lines = protocol_of(target, DATASETS[target.config.dataset]), list(target.notices)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".convert-", dir=out.parent) as scratch:
-            made = Path(scratch, "made")
-            made.mkdir()
-            phases = [convert_file(file, made, protocol, settings) for file in files.values()]
-            (made if source.is_dir() else made / f"phase_{phases[0]}.pt").rename(out)
     except OSError as error:
-        raise UsageError(f"{out}: cannot be written ({error.strerror}); name another place") from error
-    return [*notices, notice, *(f"{file} -> phase {i}" for i, file in zip(phases, files.values(), strict=True))]
-
-
-def convert_file(file: Path, folder: Path, protocol: Protocol, settings: dict[str, Any]) -> int:
-    """Write phase_<i>.pt into `folder`. Returns i. Raises UsageError."""
-    network = read_network(file)
-    index = phase_of(file, network, protocol, settings)
-    path = folder / f"phase_{index}.pt"
-    if path.exists():
-        raise UsageError(f"{file}: for as many classes as another network of this folder")
-    checkpoint.save(path, state_of(network, index, protocol, settings))
-    return index
-
-
-def protocol_for(folder: Path, run: int, settings: dict[str, Any], options: argparse.Namespace) -> tuple[Protocol, str]:
-    """The class order cut into phases, and where the order comes from. Raises UsageError."""
-    order, notice = stored_order(folder, run, options)
-    count = DATASETS[settings["dataset"]]
-    order = order or class_order(count, settings.get("order_seed", ExperimentConfig.order_seed))
-    if len(order) != count:
-        raise UsageError(f"{folder}: its class order has {len(order)} classes, {settings['dataset']} has {count}")
-    return protocol_of(order, settings["nb_cl_fg"], settings["nb_cl"]), notice
-
-
-def phase_of(file: Path, network: LegacyNetwork, protocol: Protocol, settings: dict[str, Any]) -> int:
-    """The phase after which there are as many classes as the network has. Raises UsageError."""
-    classes = len(network.model.classifier.weight)
-    for phase in protocol.phases:
-        if phase.seen == classes:
-            return phase.index
-    raise UsageError(
-        f"{file}: a network for {classes} classes; with --nb_cl_fg {settings['nb_cl_fg']} and --nb_cl "
-        f"{settings['nb_cl']} no phase ends with as many"
-    )
-
-
-def state_of(network: LegacyNetwork, index: int, protocol: Protocol, settings: dict[str, Any]) -> dict[str, Any]:
-    """What phase_<i>.pt of a run holds, without exemplars."""
-    size = network.image_size
-    nothing = {"images": torch.empty(0, 3, size, size, dtype=torch.uint8), "labels": torch.empty(0, dtype=torch.int64)}
-    transfer = any(isinstance(module, ScaledConv2d) for module in network.model.modules())
-    whole = {"weight_transfer": transfer} | settings | {"network": network.name, "nb_phases": len(protocol.phases) - 1}
-    return {
-        "settings": dataclasses.asdict(ExperimentConfig(**whole)),
-        "class_order": list(protocol.order),
-        "phase": index,
-        "model": network.model.state_dict(),
-        "exemplars": nothing,
-        "held_out": nothing,
-    }
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
-    options = parse_args(arguments)
-    try:
-        print("\n".join(convert(options)))
-    except (UsageError, OSError) as error:  # OSError: names that no file system takes, folders that cannot be read
-        print(f"convert_legacy.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+        raise UsageError(f"{out}: cannot be made ({error.strerror}); name another place") from error
+    with tempfile.TemporaryDirectory(prefix=".convert-", dir=out.parent) as scratch:  # OUT appears whole, or not at all
+        made = Path(scratch, "made")
+        made.mkdir()
+        for file in target.files.values():
+            state = converted(file, target.config, protocol)
+            path = made / f"phase_{state['phase']}.pt"
+            if path.exists():
+                raise UsageError(f"{file}: for as many classes as another network of this folder")
+            checkpoint.save(path, state)
+            lines.append(f"{file} -> phase {state['phase']}")
+        (made if source.is_dir() else path).rename(out)
+    print(*lines, sep="\n")
 
 
 if __name__ == "__main__":

@@ -15,31 +15,18 @@ source "$(dirname "$0")/../scripts/setup.sh"
 checkpoints=${CHECKPOINTS_DIR:-checkpoints}
 results=${RESULTS_DIR:-eval_results}
 [ $# -gt 0 ] || set -- cifar100 imagenet_sub imagenet
-
-data_of() {
-    case $1 in
-        cifar100) echo "${CIFAR100_DIR:-data}" ;;
-        imagenet_sub) echo "${IMAGENET_SUB_DIR:-data/seed_1993_subset_100_imagenet/data}" ;;
-        imagenet) echo "${IMAGENET_DIR:-data/imagenet/data}" ;;
-        *) echo "run_eval.sh: $1: unknown data set; cifar100, imagenet_sub, imagenet would work" >&2 && return 2 ;;
-    esac
-}
-
-for dataset in "$@"; do
-    data_of "$dataset" > /dev/null || exit
-done
 wanted=all
 [ $# -ne 1 ] || wanted=$1
 bash scripts/download_ckpt.sh --set "$wanted" --out "$checkpoints" ${CHECKPOINTS_URL:+--url "$CHECKPOINTS_URL"} || exit
 status=0
 for dataset in "$@"; do
+    case $dataset in
+        cifar100) data=${CIFAR100_DIR:-data} ;;
+        imagenet_sub) data=${IMAGENET_SUB_DIR:-data/seed_1993_subset_100_imagenet/data} ;;
+        *) data=${IMAGENET_DIR:-data/imagenet/data} ;;
+    esac
     for folder in "$checkpoints/${dataset}"_nfg*; do
-        if [ -d "$folder" ]; then
-            "$PY" eval/evaluate.py "$folder" --data_dir "$(data_of "$dataset")" --out "$results/${folder##*/}" || status=$?
-        else
-            echo "run_eval.sh: $checkpoints holds no checkpoints of $dataset" >&2
-            status=2
-        fi
+        "$PY" eval/evaluate.py "$folder" --data_dir "$data" --out "$results/${folder##*/}" || status=$?
     done
 done
 exit "$status"

@@ -1,4 +1,4 @@
-"""What can be evaluated: a common form for our run folders and checkpoints, and for the authors' (`authors.py`)."""
+"""What can be evaluated: a common form for our run folders and checkpoints, and those of the authors' code."""
 
 import argparse
 import dataclasses
@@ -14,14 +14,15 @@ import torch
 from torch import nn
 
 from mnemonics.baselines import BASELINES
-from mnemonics.config.fields import FIELDS, ExperimentConfig, check
-from mnemonics.data.batches import LabelledImages
+from mnemonics.config.fields import ExperimentConfig, check
+from mnemonics.data.batches import LabelledImages, Preprocessing
+from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
+from mnemonics.engine.device import pick_device, prepare
 from mnemonics.engine.errors import UsageError
-from mnemonics.legacy.checkpoints import refuse_what_is_no_pickle
-from mnemonics.legacy.records import LegacyError
+from mnemonics.experiment.state import Experiment
 from mnemonics.models import restore_network
-from mnemonics.protocol import Phase, Protocol, phase_sizes
+from mnemonics.protocol import Phase, Protocol, class_order, phase_sizes
 
 FIXED = ("dataset", "nb_cl_fg", "nb_cl", "order_seed")  # settings that our checkpoints know better than a flag
 PHASE_FILE = re.compile(r"phase_(\d+)\.pt")
@@ -52,19 +53,10 @@ class Target:
     notices: tuple[str, ...] = ()
 
 
-def protocol_of(order: tuple[int, ...], first: int, per_phase: int) -> Protocol:
-    """A stored class order cut into phase 0 with `first` classes and phases of `per_phase`. Raises UsageError."""
-    phase_sizes(len(order), None, first, per_phase)
-    bounds = [0, *range(first, len(order) + 1, per_phase)]
-    phases = tuple(Phase(i, a, b, order[a:b]) for i, (a, b) in enumerate(itertools.pairwise(bounds)))
-    return Protocol(order, phases)
-
-
 def with_flags(config: ExperimentConfig, options: argparse.Namespace) -> ExperimentConfig:
     """The settings of this machine and this evaluation come from the command line, where it says any."""
-    given = {name: getattr(options, name) for name in ("data_dir", "eval_batch_size") if getattr(options, name)}
-    ncm = config.ncm or options.ncm
-    return dataclasses.replace(config, **given, ncm=ncm, device=options.device, gpu=None)
+    given = {name: getattr(options, name, None) for name in ("data_dir", "eval_batch_size", "device", "ncm")}
+    return dataclasses.replace(config, gpu=None, **{name: value for name, value in given.items() if value})
 
 
 def own_target(path: Path, options: argparse.Namespace) -> Target:
@@ -73,68 +65,90 @@ def own_target(path: Path, options: argparse.Namespace) -> Target:
     Raises:
         UsageError: for files that cannot be used, and for flags that contradict what is stored.
     """
-    files = phase_files(path) if path.is_dir() else {}
+    found = [(PHASE_FILE.fullmatch(file.name), file) for file in path.iterdir()] if path.is_dir() else []
+    files = dict(sorted((int(match[1]), file) for match, file in found if match))
+    if path.is_dir() and not files:
+        raise UsageError(f"{path}: holds neither phase_<i>.pt nor run_<r>_iteration_<k>_model.pth; name what does")
     state = read_state(files[min(files)] if files else path, torch.device("cpu"))
-    files = files or {state["phase"]: path}
-    settings = {name: value for name, value in state["settings"].items() if name in FIELDS}
     for name in FIXED:
-        if getattr(options, name) not in (None, settings[name]):
-            raise UsageError(f"--{name} {getattr(options, name)}: {path} was made with {settings[name]}; leave it out")
-    config = with_flags(ExperimentConfig(**settings), options)
-    order = tuple(state["class_order"])
+        if getattr(options, name, None) not in (None, state["settings"][name]):
+            raise UsageError(
+                f"--{name} {getattr(options, name)}: {path} was made with {state['settings'][name]}; leave it out"
+            )
+    config, order = with_flags(ExperimentConfig(**state["settings"]), options), tuple(state["class_order"])
     name = path.resolve().name if path.is_dir() else f"{path.resolve().parent.name}_{path.stem}"
     load = functools.partial(load_own, config, order)
-    return Target(name, path, "run", config, order, files, BASELINES[config.baseline].headline, load)
-
-
-def phase_files(folder: Path) -> dict[int, Path]:
-    """phase -> file of the phase_<i>.pt in a folder."""
-    found = [(PHASE_FILE.fullmatch(path.name), path) for path in folder.iterdir()]
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
+    return Target(
+        name, path, "run", config, order, files or {state["phase"]: path}, BASELINES[config.baseline].headline, load
+    )
 
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     """The content of one of our checkpoints. Raises UsageError."""
     try:
-        with path.open("rb") as file:
-            refuse_what_is_no_pickle(file.read(4096))
         state = checkpoint.load(path, device)
-        if is_whole(state):
-            return state
+        check(ExperimentConfig(**state["settings"]))
+        if sorted(state["class_order"]) != list(range(len(state["class_order"]))):
+            raise ValueError("without a class order")
+        return state
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except LegacyError as error:
-        raise UsageError(f"{path}: {error}") from error
     except Exception as error:  # torch.load promises no closed list of errors
-        if "checkpoint format" in str(error):
-            raise UsageError(str(error)) from error
-    raise UsageError(
-        f"{path}: not a checkpoint of this program, or a damaged one (networks of the authors' code are called "
-        "run_<r>_iteration_<k>_model.pth; eval/convert_legacy.py turns them into our format)"
-    )
-
-
-def is_whole(state: dict[str, Any]) -> bool:
-    """Whether everything is there that is read before the network, and makes sense. Raises whatever if not, too."""
-    settings, order = state["settings"], state["class_order"]
-    check(ExperimentConfig(**settings))
-    counts = [settings[name] for name in ("nb_cl_fg", "nb_cl", "order_seed")]
-    return (
-        all(isinstance(value, FIELDS[name].type) for name, value in settings.items())
-        and settings["baseline"] in BASELINES
-        and all(type(count) is int for count in (*counts, state["phase"]))
-        and sorted(order) == list(range(len(order)))
-    )
+        raise UsageError(
+            f"{path}: not a checkpoint of this program, or a damaged one ({error!s:.200}); networks of the authors' "
+            "code are called run_<r>_iteration_<k>_model.pth, or become ours by eval/convert_legacy.py"
+        ) from error
 
 
 def load_own(config: ExperimentConfig, order: tuple[int, ...], index: int, path: Path, device: torch.device) -> Loaded:
+    """Raises UsageError."""
     state = read_state(path, device)
     if state["phase"] != index or tuple(state["class_order"]) != order:
         raise UsageError(f"{path}: of another run or phase than its name and the files beside it say")
-    try:
-        model = restore_network(config.network, state["model"], device)
-        memory, held_out = (LabelledImages(**state[name]) for name in ("exemplars", "held_out"))
-    except (KeyError, TypeError, RuntimeError, IndexError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path}: its weights do not fit the network {config.network} ({reason[:200]})") from error
+    memory, held_out = (LabelledImages(**state[name]) for name in ("exemplars", "held_out"))
+    model = restore_network(config.network, state["model"], device)
     return Loaded(model, config.network, memory.and_also(held_out) if len(memory) else None)
+
+
+def protocol_of(target: Target, num_classes: int) -> Protocol:
+    """The class order of a target, cut into its phases. Raises UsageError where they do not fit `num_classes`."""
+    config = target.config
+    order = target.order or class_order(num_classes, config.order_seed)
+    if len(order) != num_classes:
+        raise UsageError(f"{target.path}: its class order has {len(order)} classes, {config.dataset} has {num_classes}")
+    phase_sizes(num_classes, None, config.nb_cl_fg, config.nb_cl)
+    bounds = [0, *range(config.nb_cl_fg, num_classes + 1, config.nb_cl)]
+    return Protocol(order, tuple(Phase(i, a, b, order[a:b]) for i, (a, b) in enumerate(itertools.pairwise(bounds))))
+
+
+def experiment_of(target: Target, out: Path) -> tuple[Experiment, list[str]]:
+    """Data, class order and device; and what to tell about them. Raises UsageError, also for files of phases that there
+    are not."""
+    config = target.config
+    device = pick_device(config)
+    prepare(device, config.deterministic)
+    source = load_source(config)
+    protocol = protocol_of(target, source.num_classes)
+    for index, file in target.files.items():
+        if not 0 <= index < len(protocol.phases):
+            raise UsageError(
+                f"{file}: would be of phase {index}, which there is not with --nb_cl_fg {config.nb_cl_fg} and --nb_cl "
+                f"{config.nb_cl}"
+            )
+    experiment = Experiment(config, source, protocol, Preprocessing.of(source, device), device, out)
+    return experiment, [*source.notices, *target.notices]
+
+
+def check_fit(experiment: Experiment, phase: Phase, file: Path, loaded: Loaded) -> None:
+    """Raises UsageError where the network is for another number of classes or another size of images."""
+    config, classes, size = experiment.config, len(loaded.model.classifier.weight), experiment.source.image_size
+    if classes != phase.seen:
+        raise UsageError(
+            f"{file}: a network for {classes} classes, after phase {phase.index} there are {phase.seen} with "
+            f"--nb_cl_fg {config.nb_cl_fg} and --nb_cl {config.nb_cl}"
+        )
+    if loaded.image_size not in (None, size):
+        raise UsageError(
+            f"--dataset {config.dataset}: images of {size}x{size} pixels, {file} needs "
+            f"{loaded.image_size}x{loaded.image_size}"
+        )

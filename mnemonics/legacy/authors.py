@@ -1,6 +1,8 @@
 """Checkpoints of the authors' code: folders <name>/run_<r>_iteration_<k>_model.pth, k counting groups of classes."""
 
 import argparse
+import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,39 +14,15 @@ from mnemonics.engine.errors import UsageError
 from mnemonics.experiment.stored import FIXED, Loaded, Target, with_flags
 from mnemonics.legacy.checkpoints import read_order
 from mnemonics.legacy.networks import read_network
+from mnemonics.protocol import Protocol
 
 DATASETS = {"cifar100": 100, "imagenet_sub": 100, "imagenet": 1000}  # name, which is ours too -> classes
-FOLDER_NAME = re.compile(r"(cifar100|imagenet_sub|imagenet)_nfg(\d+)_ncls(\d+)_nproto(\d+)(_mtl(?=_|$))?.*")
+FOLDER_NAME = re.compile(
+    r"(?P<dataset>cifar100|imagenet_sub|imagenet)_nfg(?P<nb_cl_fg>\d+)_ncls(?P<nb_cl>\d+)_nproto(?P<nb_protos>\d+)"
+    r"(?P<weight_transfer>_mtl(?=_|$))?.*"
+)
 MODEL_FILE = re.compile(r"run_(\d+)_iteration_(\d+)_model\.pth")
 EXAMPLE = "cifar100_nfg50_ncls2_nproto20_mtl_exp01"
-
-
-def settings_in_name(name: str) -> dict[str, Any]:
-    """What a folder name says: {} if it is not made like `cifar100_nfg50_ncls2_nproto20_mtl_exp01`."""
-    found = FOLDER_NAME.fullmatch(name)
-    if not found:
-        return {}
-    first, per_phase, per_class = map(int, found.groups()[1:4])
-    return {
-        "dataset": found[1],
-        "nb_cl_fg": first,
-        "nb_cl": per_phase,
-        "nb_protos": per_class,
-        "weight_transfer": found[5] is not None,
-    }
-
-
-def authors_settings(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Settings by the folder's name; flags override. Raises UsageError where one is not known or does not fit."""
-    said = settings_in_name(folder.resolve().name)
-    said |= {k: getattr(options, k) for k in FIXED if getattr(options, k) is not None}
-    unknown = [f"--{name}" for name in ("dataset", "nb_cl_fg", "nb_cl") if name not in said]
-    if unknown:
-        raise UsageError(f"{folder}: the name is not like {EXAMPLE}; say {' '.join(unknown)}")
-    if said["nb_cl"] < 1 or said["nb_cl_fg"] % said["nb_cl"]:
-        raise UsageError(f"--nb_cl {said['nb_cl']}: the authors' code counts in groups that divide the "
-                         f"{said['nb_cl_fg']} classes of phase 0")  # fmt: skip
-    return said
 
 
 def authors_target(path: Path, options: argparse.Namespace) -> Target:
@@ -53,29 +31,47 @@ def authors_target(path: Path, options: argparse.Namespace) -> Target:
     Raises:
         UsageError: where the settings are not known or do not fit the names of the files.
     """
-    folder = path if path.is_dir() else path.parent
     run, files, notices = model_files(path)
-    said = authors_settings(folder, options)
+    folder = path if path.is_dir() else path.parent
+    config = with_flags(ExperimentConfig(**authors_settings(folder, options)), options)
     order, notice = stored_order(folder, run, options)
-    config = with_flags(ExperimentConfig(**said), options)
-    start = said["nb_cl_fg"] // said["nb_cl"] - 1  # the iteration of phase 0
+    start = config.nb_cl_fg // config.nb_cl - 1  # the iteration of phase 0
     name = folder.resolve().name if path.is_dir() else f"{folder.resolve().name}_{path.stem}"
     phases = {iteration - start: file for iteration, file in files.items()}
     return Target(name, path, "authors", config, order, phases, "cnn", load_authors, (*notices, notice))
 
 
-def model_files(path: Path) -> tuple[int, dict[int, Path], tuple[str, ...]]:
+def model_files(path: Path) -> tuple[int, dict[int, Path], list[str]]:
     """The number r of the run, its files by iteration k, and what to say about other runs. Of several runs in a folder
-    the first one is taken; a file names its own."""
-    paths = sorted(path.iterdir()) if path.is_dir() else [path]
-    found = [(MODEL_FILE.fullmatch(file.name), file) for file in paths]
-    named = [(int(match[1]), int(match[2]), file) for match, file in found if match]
-    if not named:
+    the first one is taken; a file names its own, and one of any other name is 0 of 0. Raises UsageError."""
+    if not os.path.exists(path):
+        raise UsageError(f"{path}: no such file or folder")
+    runs: dict[int, dict[int, Path]] = {}
+    for file in path.iterdir() if path.is_dir() else [path]:
+        named = MODEL_FILE.fullmatch(file.name)
+        if named:
+            runs.setdefault(int(named[1]), {})[int(named[2])] = file
+    if not runs and path.is_dir():
         raise UsageError(f"{path}: holds no run_<r>_iteration_<k>_model.pth; give the folder that does")
-    run = min(run for run, _, _ in named)
-    others = sorted({r for r, _, _ in named} - {run})
-    notices = tuple(f"run {r} is there too and was left out; its files can be given one by one" for r in others)
-    return run, dict(sorted((iteration, file) for r, iteration, file in named if r == run)), notices
+    first, *others = sorted(runs) or [0]
+    notices = [f"run {r} is there too and was left out; its files can be given one by one" for r in others]
+    return first, dict(sorted(runs.get(first, {0: path}).items())), notices
+
+
+def authors_settings(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Settings by the folder's name; flags override. Raises UsageError where one is not known or does not fit."""
+    named = FOLDER_NAME.fullmatch(folder.resolve().name)
+    said: dict[str, Any] = {}
+    if named:
+        said = {name: int(named[name]) for name in ("nb_cl_fg", "nb_cl", "nb_protos")}
+        said |= {"dataset": named["dataset"], "weight_transfer": named["weight_transfer"] is not None}
+    said |= {name: getattr(options, name) for name in FIXED if getattr(options, name) is not None}
+    unknown = [f"--{name}" for name in ("dataset", "nb_cl_fg", "nb_cl") if name not in said]
+    if unknown:
+        raise UsageError(f"{folder}: the name is not like {EXAMPLE}; say {' '.join(unknown)}")
+    if said["nb_cl"] < 1 or said["nb_cl_fg"] % said["nb_cl"]:
+        raise UsageError(f"--nb_cl {said['nb_cl']}: must divide the {said['nb_cl_fg']} classes of phase 0")
+    return said
 
 
 def stored_order(folder: Path, run: int, options: argparse.Namespace) -> tuple[tuple[int, ...] | None, str]:
@@ -94,3 +90,26 @@ def load_authors(_: int, path: Path, device: torch.device) -> Loaded:
     network = read_network(path)
     model = network.model.to(device, memory_format=torch.channels_last)
     return Loaded(model, network.name, None, network.image_size)
+
+
+def converted(path: Path, config: ExperimentConfig, protocol: Protocol) -> dict[str, Any]:
+    """What phase_<i>.pt of a run holds, without exemplars, made from a file of the authors' code. The phase is the one
+    after which there are as many classes as the network has. Raises UsageError where there is none."""
+    network = read_network(path)
+    classes, size = len(network.model.classifier.weight), network.image_size
+    phase = next((phase.index for phase in protocol.phases if phase.seen == classes), None)
+    if phase is None:
+        raise UsageError(
+            f"{path}: a network for {classes} classes; with --nb_cl_fg {config.nb_cl_fg} and --nb_cl {config.nb_cl} no "
+            "phase ends with as many"
+        )
+    known = {"network": network.name, "nb_phases": len(protocol.phases) - 1}
+    nothing = {"images": torch.empty(0, 3, size, size, dtype=torch.uint8), "labels": torch.empty(0, dtype=torch.int64)}
+    return {
+        "settings": dataclasses.asdict(dataclasses.replace(config, **known)),
+        "class_order": list(protocol.order),
+        "phase": phase,
+        "model": network.model.state_dict(),
+        "exemplars": nothing,
+        "held_out": nothing,
+    }

@@ -1,140 +1,129 @@
-"""Downloads one file, over HTTP or from Google Drive, and continues where an earlier try stopped."""
+"""Downloads an archive, continuing where an earlier try stopped, and unpacks the authors' checkpoints in it."""
 
-import errno
-import http.client
-import json
-import re
+import functools
+import shutil
+import tarfile
+import tempfile
 import time
-from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
+import gdown
+import requests
 from tqdm import tqdm
+from urllib3.exceptions import HTTPError
 
 from mnemonics.engine.errors import UsageError
-from mnemonics.engine.files import write_json
-from mnemonics.legacy.checkpoints import html_title
+from mnemonics.legacy.authors import EXAMPLE, FOLDER_NAME
 
-TRIES = 5  # in a row that bring nothing
-PAUSE = 1.0  # seconds before the first of them, doubled each time
+PAUSES = (1, 2, 4, 8)  # seconds before each further try
 TIMEOUT = 60  # seconds without an answer
-CHUNK = 2**18
-OURS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # errors of the disk: trying again does not help
+
+
+def fetch(url: str, target: Path) -> None:
+    """Download `url` to `target`, which appears there when it is whole. Of a local file (file://...) it becomes a link,
+    which can be removed like a download.
+
+    Raises:
+        UsageError: for a missing file, and a server that refuses, sends an HTML page, or keeps breaking off.
+        OSError: where `target` cannot be written.
+    """
+    if url.startswith("file://"):
+        path = Path(url2pathname(url.removeprefix("file://"))).absolute()
+        if not path.is_file():
+            raise UsageError(f"--url {url}: there is no such file")
+        target.unlink(missing_ok=True)
+        target.symlink_to(path)
+        return
+    try:
+        if urlsplit(url).hostname in ("drive.google.com", "docs.google.com"):
+            gdown.download(url, str(target), resume=True, use_cookies=False, timeout=TIMEOUT, retries=len(PAUSES))
+        elif not target.exists():
+            fetch_http(url, target)
+    except (gdown.exceptions.DownloadError, requests.RequestException, HTTPError) as error:
+        reason = " ".join(str(error).split())
+        hint = "the same command continues, or get the file in a browser and give --url file:///..."
+        raise UsageError(f"--url {url}: the download failed ({reason}); {hint}") from error
 
 
 def fetch_http(url: str, target: Path) -> None:
-    """Download `url` to `target`, which appears there when it is whole; until then the bytes are in <target>.part.
+    """As `fetch`, but raises the error of the last try. <target>.part is the beginning of the file, and
+    <target>.version what the server calls the version of the file that it is of."""
+    part, version = (target.with_name(target.name + end) for end in (".part", ".version"))
+    for pause in (*PAUSES, None):
+        try:
+            receive(url, part, version)
+            break
+        except (requests.RequestException, HTTPError):
+            if pause is None:
+                raise
+            time.sleep(pause)
+    part.replace(target)
+    version.unlink(missing_ok=True)
+
+
+def receive(url: str, part: Path, version: Path) -> None:
+    """One request: add to `part` what is missing. Raises UsageError where trying again does not help."""
+    resume = {}  # of another version than this one the server sends all
+    if part.exists() and version.exists() and version.read_text():
+        resume = {"Range": f"bytes={part.stat().st_size}-", "If-Range": version.read_text()}
+    headers = resume | {"Accept-Encoding": "identity"}
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if response.status_code == 416 and resume:
+            return  # nothing is missing: an earlier command ended just before the renaming
+        if 400 <= response.status_code < 500:
+            raise UsageError(f"--url {url}: the server answers {response.status_code} {response.reason}")
+        response.raise_for_status()
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            raise UsageError(f"--url {url}: an HTML page instead of a file; try again later, or another --url")
+        with part.open("ab" if response.status_code == 206 else "wb") as file:
+            start = file.tell()
+            if start == 0:
+                version.write_text(response.headers.get("ETag") or response.headers.get("Last-Modified", ""))
+            total = start + int(response.headers.get("Content-Length", 0)) or None
+            with tqdm.wrapattr(file, "write", total, desc="download", initial=start, disable=None) as shown:
+                shutil.copyfileobj(response.raw, shown)
+
+
+def unpack(archive: Path, out: Path, sets: Collection[str]) -> list[str]:
+    """Unpack the folders of checkpoints of these data sets; each appears in `out` whole. Returns their names.
 
     Raises:
-        UsageError: where the server refuses, sends an HTML page, or keeps breaking off.
-        OSError: where `target` cannot be written.
+        UsageError: for a damaged archive, and one that tries to write elsewhere or to make links. Nothing is left then.
+        OSError: where `out` cannot be written.
     """
-    part, failures = target.with_name(target.name + ".part"), 0
-    if target.exists():
-        return
-    while True:
-        before = size_of(part)
+    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=out) as scratch:
         try:
-            reason = receive(url, part)
-        except HTTPError as error:
-            error.close()
-            if error.code < 500:
-                raise UsageError(f"--url {url}: the server answers {error.code} {error.reason}") from error
-            reason = f"{error.code} {error.reason}"
-        except (URLError, http.client.HTTPException, OSError) as error:
-            if getattr(error, "errno", None) in OURS:
+            with tarfile.open(archive) as tar:
+                tar.extractall(scratch, filter=functools.partial(wanted, sets))
+                while tar.fileobj.read(2**20):  # gzip's checksum is at the very end, where tar never looks
+                    pass
+        except Exception as error:  # tarfile and the decompressors promise no closed list of errors
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk; the decompressors' have no number
                 raise
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
-        if reason is None:
-            break
-        failures = 0 if size_of(part) > before else failures + 1
-        if failures == TRIES:
-            raise UsageError(f"--url {url}: the download stopped after {size_of(part)} bytes ({reason}); what is there "
-                             "is kept, the same command continues")  # fmt: skip
-        time.sleep(PAUSE * (2**failures - 1))
-    part.replace(target)
-    facts_file(part).unlink(missing_ok=True)
+            raise UsageError(f"{archive.resolve()}: refused or damaged ({error!r:.200})") from error
+        folders = sorted(Path(scratch).iterdir())
+        if not folders:
+            raise UsageError(f"{archive.resolve()}: holds no folder of {', '.join(sets)}, like {EXAMPLE}")
+        for folder in folders:
+            if not (out / folder.name).exists():
+                folder.rename(out / folder.name)
+    return [folder.name for folder in folders]
 
 
-def size_of(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def wanted(sets: Collection[str], member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+    """tarfile's filter: a member of a folder of checkpoints, placed in `path` with this folder; None for any other.
 
-
-def facts_file(part: Path) -> Path:
-    """Where it is noted which version of the file `part` is the beginning of."""
-    return part.with_name(part.name + ".json")
-
-
-def receive(url: str, part: Path) -> str | None:
-    """One request: append to `part` what is missing. Returns None when it is whole, otherwise why not."""
-    start, known = size_of(part), {}
-    if start:
-        try:
-            known = json.loads(facts_file(part).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            start = 0
-    headers = {"Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-        if known.get("version"):
-            headers["If-Range"] = known["version"]  # of another version the server sends all
-    try:
-        with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
-            refuse_html(url, response)
-            return append(response, part, start, known)
-    except HTTPError as error:
-        if error.code != 416 or not start:
-            raise
-        error.close()  # nothing is left to send: it is whole, or another file
-        if error.headers.get("Content-Range") == f"bytes */{start}" and known.get("total") == start:
-            return None
-        part.unlink()
-        return "the file has changed"
-
-
-def refuse_html(url: str, response: http.client.HTTPResponse) -> None:
-    """Raises UsageError for an HTML page. No archive is sent as one."""
-    if response.headers.get_content_type() == "text/html":
-        title = html_title(response.read(4096)) or ""
-        raise UsageError(f"--url {url}: an HTML page{title} instead of a file; try again later, or another --url")
-
-
-def append(response: http.client.HTTPResponse, part: Path, start: int, known: dict) -> str | None:
-    """Write the body to `part` from byte `start` on, from 0 if the server sends all. Returns as `receive`."""
-    version = response.headers.get("ETag") or response.headers.get("Last-Modified")
-    if version and version.startswith("W/"):
-        version = response.headers.get("Last-Modified")
-    if response.status == 206:
-        sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        if not sent or int(sent[1]) != start or int(sent[2]) != known.get("total"):
-            part.unlink()
-            return "the server sent another part than the one asked for"
-        total = int(sent[2])
-    else:
-        length = response.headers.get("Content-Length")
-        start, total = 0, int(length) if length else None
-        part.write_bytes(b"")
-        write_json(facts_file(part), {"version": version, "total": total})
-    with (
-        part.open("ab") as file,
-        tqdm(desc="download", initial=start, total=total, unit="B", unit_scale=True, disable=None) as bar,
-    ):
-        while chunk := response.read(CHUNK):
-            file.write(chunk)
-            bar.update(len(chunk))
-    return None if total in (None, size_of(part)) else f"{size_of(part)} of {total} bytes came"
-
-
-def fetch_drive(file_id: str, target: Path) -> None:
-    """Download a file of Google Drive to `target` through gdown, which continues by itself. Raises UsageError."""
-    import gdown  # here: it takes half a second that other downloads need not wait for
-    import requests
-
-    try:
-        gdown.download(id=file_id, output=str(target), resume=True, use_cookies=False, timeout=TIMEOUT, retries=TRIES)
-    except (gdown.exceptions.DownloadError, requests.RequestException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(
-            f"Google Drive, file {file_id}: the download failed ({reason}); try again later, or get the file in a "
-            "browser and give --url file:///..."
-        ) from error
+    Raises:
+        tarfile.FilterError: for links, devices, and what would not be in `path`.
+    """
+    if not (member.isfile() or member.isdir()):
+        raise tarfile.SpecialFileError(member)
+    parts = PurePosixPath(member.name).parts
+    for depth, name in enumerate(parts if member.isdir() else parts[:-1]):
+        found = FOLDER_NAME.fullmatch(name)
+        if found and found["dataset"] in sets:
+            return tarfile.data_filter(member.replace(name="/".join(parts[depth:])), path)
+    return None
