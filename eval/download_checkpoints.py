@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mnemonics.config.checks import check_setting
+
 from mnemonics.engine.errors import UsageError, command
 from mnemonics.legacy.authors import DATASETS
 from mnemonics.legacy.fetch import fetch, unpack

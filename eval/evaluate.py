@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 
-from mnemonics.config.checks import check_setting
+from mnemonics import evaluation
+from mnemonics.config.command_line import check_setting
+from mnemonics.data.scenario import PhaseContext
 from mnemonics.engine.device import environment
 from mnemonics.engine.errors import UsageError, command
-from mnemonics.evaluation import accuracies, class_means, confusion_matrix, predict
-from mnemonics.experiment.state import Experiment
-from mnemonics.experiment.stored import PHASE_FILE, Loaded, Target, check_fit, experiment_of, own_target
+from mnemonics.engine.progress import Progress
+from mnemonics.experiment.stored import PHASE_FILE, Loaded, Target, check_fit, own_target, scenario_of
 from mnemonics.legacy.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_target
 from mnemonics.models.layers import ScaledConv2d
 from mnemonics.protocol import Phase
@@ -70,13 +71,14 @@ def evaluate(target: Target, out: Path) -> None:
         UsageError: for data or files that are missing or do not fit, also where all the others were evaluated.
     """
     check_out(out)
-    experiment, notices = experiment_of(target, out)
-    protocol, phases = experiment.protocol, []
+    scenario = scenario_of(target)
+    protocol, phases = scenario.protocol, []
     for index, file in target.files.items():
-        phase, loaded = protocol.phases[index], target.load(index, file, experiment.device)
-        check_fit(experiment, phase, file, loaded)
+        phase, loaded = protocol.phases[index], target.load(index, file, scenario.device)
+        check_fit(scenario, phase, file, loaded)
         headline = "cnn" if loaded.exemplars is None else target.headline
-        measured = evaluate_phase(experiment, phase, loaded, headline)
+        context = PhaseContext(scenario, phase, Progress())
+        measured = evaluation.evaluate(context, loaded.model, loaded.exemplars, headline)
         phases.append(entry(phase, file, loaded, measured))
         print(phase_line(phases[-1]), flush=True)
     expected = range(len(protocol.phases)) if target.path.is_dir() else target.files
@@ -91,35 +93,20 @@ def evaluate(target: Target, out: Path) -> None:
         "weight_transfer": any(p["weight_transfer"] for p in phases),
         "class_order": list(protocol.order),
         "class_order_sha256": protocol.order_sha256,
-        "environment": environment(experiment.device),
+        "environment": environment(scenario.device),
         "headline": headline,
-        "notices": [*notices, *without_exemplars(phases), *odd],
+        "notices": [*scenario.source.notices, *target.notices, *without_exemplars(phases), *odd],
         "missing_phases": missing,
         "phases": phases,
         "summary": summary_of(phases),
     }
     starts = [p.first for p in protocol.phases[: phase.index + 1]]
-    text = write(out, result, measured["confusion"], starts, experiment.names_of_labels[: phase.seen])
+    text = write(out, result, measured["confusion"], starts, scenario.names_of_labels[: phase.seen])
     print(f"\n{text}\nwritten: {out / 'evaluation.json'}, evaluation.md, confusion.png\n", flush=True)
     if missing:
         raise UsageError(
             f"{target.path}: no checkpoint of phase {', '.join(map(str, missing))}; averages are over the others"
         )
-
-
-def evaluate_phase(experiment: Experiment, phase: Phase, loaded: Loaded, headline: str) -> dict[str, Any]:
-    """The dict of `accuracies` and "confusion", the confusion matrix of `headline`, from what is stored of a phase."""
-    prep, batch_size, means = experiment.prep, experiment.config.eval_batch_size, {}
-    if loaded.exemplars is not None:
-        means["nme"] = class_means(loaded.model, loaded.exemplars, phase.seen, prep, batch_size)
-    if experiment.config.ncm:
-        all_data = experiment.train_data(list(experiment.protocol.phases[: phase.index + 1]))
-        means["ncm"] = class_means(loaded.model, all_data, phase.seen, prep, batch_size)
-    test = experiment.test_data(phase)
-    predictions = predict(loaded.model, test.images, means, prep, batch_size)
-    origin = torch.from_numpy(experiment.protocol.phase_of_label()).to(experiment.device)
-    confusion = confusion_matrix(predictions[headline], test.labels, phase.seen)
-    return accuracies(predictions, test.labels, origin) | {"confusion": confusion}
 
 
 def entry(phase: Phase, file: Path, loaded: Loaded, measured: dict[str, Any]) -> dict[str, Any]:

@@ -104,8 +104,13 @@ def open_run(experiment: Experiment) -> Opened:
     return Opened(State(model, empty, []), None, notices)
 
 
+def stored_memory(memory: ExemplarMemory) -> dict[str, Tensor]:
+    """What a checkpoint holds of a memory."""
+    return vars(memory.data) | {"held_out": memory.held_out}
+
+
 def memory_of(stored: dict[str, Tensor]) -> ExemplarMemory:
-    """What `contents` stored of a memory."""
+    """The memory that `stored_memory` was given."""
     return ExemplarMemory(LabelledImages(stored["images"], stored["labels"]), stored["held_out"])
 
 
@@ -198,7 +203,7 @@ def contents(experiment: Experiment, state: State) -> dict[str, Any]:
         "class_order": list(experiment.scenario.protocol.order),
         "phase": len(state.phases) - 1,
         "model": {name: tensor.clone() for name, tensor in state.model.state_dict().items()},
-        "exemplars": vars(state.memory.data) | {"held_out": state.memory.held_out},
+        "exemplars": stored_memory(state.memory),
         "phases": list(state.phases),
         "confusion": state.confusion,
         "environment": state.environment,

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import functools
-import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,15 +13,17 @@ import torch
 from torch import nn
 
 from mnemonics.baselines import BASELINES
-from mnemonics.config.fields import ExperimentConfig, check
+from mnemonics.config.command_line import check
+from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing
+from mnemonics.data.scenario import Scenario
 from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
 from mnemonics.engine.device import pick_device, prepare
 from mnemonics.engine.errors import UsageError
-from mnemonics.experiment.state import Experiment
+from mnemonics.experiment.run_folder import memory_of
 from mnemonics.models import restore_network
-from mnemonics.protocol import Phase, Protocol, class_order, phase_sizes
+from mnemonics.protocol import Phase, Protocol, class_order, make_protocol, phase_sizes
 
 FIXED = ("dataset", "nb_cl_fg", "nb_cl", "order_seed")  # settings that our checkpoints know better than a flag
 PHASE_FILE = re.compile(r"phase_(\d+)\.pt")
@@ -105,9 +106,12 @@ def load_own(config: ExperimentConfig, order: tuple[int, ...], index: int, path:
     state = read_state(path, device)
     if state["phase"] != index or tuple(state["class_order"]) != order:
         raise UsageError(f"{path}: of another run or phase than its name and the files beside it say")
-    memory, held_out = (LabelledImages(**state[name]) for name in ("exemplars", "held_out"))
-    model = restore_network(config.network, state["model"], device)
-    return Loaded(model, config.network, memory.and_also(held_out) if len(memory) else None)
+    try:
+        memory, model = memory_of(state["exemplars"]), restore_network(config.network, state["model"], device)
+    except (KeyError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: its weights do not fit the network {config.network} ({reason:.200})") from error
+    return Loaded(model, config.network, memory.data if len(memory) else None)
 
 
 def protocol_of(target: Target, num_classes: int) -> Protocol:
@@ -117,15 +121,13 @@ def protocol_of(target: Target, num_classes: int) -> Protocol:
     if len(order) != num_classes:
         raise UsageError(f"{target.path}: its class order has {len(order)} classes, {config.dataset} has {num_classes}")
     phase_sizes(num_classes, None, config.nb_cl_fg, config.nb_cl)
-    bounds = [0, *range(config.nb_cl_fg, num_classes + 1, config.nb_cl)]
-    return Protocol(order, tuple(Phase(i, a, b, order[a:b]) for i, (a, b) in enumerate(itertools.pairwise(bounds))))
+    return make_protocol(order, config.nb_cl_fg, config.nb_cl)
 
 
-def experiment_of(target: Target, out: Path) -> tuple[Experiment, list[str]]:
-    """Data, class order and device; and what to tell about them. Raises UsageError, also for files of phases that there
-    are not."""
+def scenario_of(target: Target) -> Scenario:
+    """Data, class order and device. Raises UsageError, also for files of phases that there are not."""
     config = target.config
-    device = pick_device(config)
+    device = pick_device(config.device, config.gpu)
     prepare(device, config.deterministic)
     source = load_source(config)
     protocol = protocol_of(target, source.num_classes)
@@ -135,13 +137,12 @@ def experiment_of(target: Target, out: Path) -> tuple[Experiment, list[str]]:
                 f"{file}: would be of phase {index}, which there is not with --nb_cl_fg {config.nb_cl_fg} and --nb_cl "
                 f"{config.nb_cl}"
             )
-    experiment = Experiment(config, source, protocol, Preprocessing.of(source, device), device, out)
-    return experiment, [*source.notices, *target.notices]
+    return Scenario(config, source, protocol, Preprocessing.of(source, device), device)
 
 
-def check_fit(experiment: Experiment, phase: Phase, file: Path, loaded: Loaded) -> None:
+def check_fit(scenario: Scenario, phase: Phase, file: Path, loaded: Loaded) -> None:
     """Raises UsageError where the network is for another number of classes or another size of images."""
-    config, classes, size = experiment.config, len(loaded.model.classifier.weight), experiment.source.image_size
+    config, classes, size = scenario.config, len(loaded.model.classifier.weight), scenario.source.image_size
     if classes != phase.seen:
         raise UsageError(
             f"{file}: a network for {classes} classes, after phase {phase.index} there are {phase.seen} with "

@@ -11,6 +11,8 @@ import torch
 
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.engine.errors import UsageError
+from mnemonics.exemplars.memory import ExemplarMemory
+from mnemonics.experiment.run_folder import stored_memory
 from mnemonics.experiment.stored import FIXED, Loaded, Target, with_flags
 from mnemonics.legacy.checkpoints import read_order
 from mnemonics.legacy.networks import read_network
@@ -104,12 +106,11 @@ def converted(path: Path, config: ExperimentConfig, protocol: Protocol) -> dict[
             "phase ends with as many"
         )
     known = {"network": network.name, "nb_phases": len(protocol.phases) - 1}
-    nothing = {"images": torch.empty(0, 3, size, size, dtype=torch.uint8), "labels": torch.empty(0, dtype=torch.int64)}
+    memory = ExemplarMemory.empty(size, torch.device("cpu"))
     return {
         "settings": dataclasses.asdict(dataclasses.replace(config, **known)),
         "class_order": list(protocol.order),
         "phase": phase,
         "model": network.model.state_dict(),
-        "exemplars": nothing,
-        "held_out": nothing,
+        "exemplars": stored_memory(memory),
     }
