@@ -15,8 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mnemonics.config.checks import check_setting
-
+from mnemonics.config.command_line import check_setting
 from mnemonics.engine.errors import UsageError, command
 from mnemonics.legacy.authors import DATASETS
 from mnemonics.legacy.fetch import fetch, unpack

@@ -37,7 +37,7 @@ from mnemonics.algorithm import (
     split_off,
 )
 from mnemonics.baselines import BASELINES
-from mnemonics.config.fields import ExperimentConfig, parse_args
+from mnemonics.config.fields import ExperimentConfig
 from mnemonics.config.presets import resolved
 from mnemonics.data.batches import LabelledImages, balanced_batches
 from mnemonics.engine import files as checkpoint
@@ -46,7 +46,7 @@ from mnemonics.engine.log import RunLog
 from mnemonics.engine.progress import Progress
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput
 from mnemonics.exemplars.memory import ExemplarMemory
-from mnemonics.experiment.state import Experiment, State, set_up
+from mnemonics.experiment.state import Experiment, State, parse_args, set_up
 from mnemonics.models import make_network, restore_network
 from mnemonics.training import finetune_on_exemplars
 

@@ -23,11 +23,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mnemonics.config.checks import check_setting
-from mnemonics.config.fields import ExperimentConfig, parse_args
+from mnemonics.config.command_line import check_setting
+from mnemonics.config.fields import ExperimentConfig
 from mnemonics.config.presets import run_name, settled
 from mnemonics.data.sources import load_source
 from mnemonics.engine.errors import UsageError
+from mnemonics.experiment.state import parse_args
 from mnemonics.experiment.sweep import Run, Sweep
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,7 +21,6 @@ from mnemonics import algorithm as experiment  # noqa: E402
 from mnemonics.baselines import BASELINES  # noqa: E402
 from mnemonics.config.fields import ExperimentConfig  # noqa: E402
 from mnemonics.data.batches import LabelledImages, Preprocessing, StreamedBatches, training_batches  # noqa: E402
-from mnemonics.data.folders import read_folders  # noqa: E402
 from mnemonics.data.sources import load_source  # noqa: E402
 from mnemonics.engine import distributed  # noqa: E402
 from mnemonics.evaluation import features_of, predict  # noqa: E402
@@ -133,7 +132,8 @@ def exemplars():
 
 def files(root):
     """Nine images in files: features; training batches of four, so that the last one is of one image."""
-    images, labels = read_folders(root, "--data_dir", 16, 1).train
+    config = ExperimentConfig(dataset="folder", data_dir=str(root), image_size=16, num_workers=1)
+    images, labels = load_source(config).train(range(100))
     index = torch.arange(9)
     data = LabelledImages(images[index], labels[index])
     batches = StreamedBatches(data, prep(torch.float64))

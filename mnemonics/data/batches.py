@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mnemonics.data.augment import CropAndMirror, Crops, crop_and_mirror, draw_crops, normalise
 from mnemonics.data.files import FileImages, decoded
-from mnemonics.data.sources import ImageSource
+from mnemonics.data.image_source import ImageSource
 from mnemonics.engine.distributed import own_rows, world
 
 
@@ -84,7 +84,7 @@ class LabelledImages:
         labels = torch.cat([self.labels, other.labels])
         if isinstance(self.images, Tensor):
             return LabelledImages(torch.cat([self.images, other.images]), labels)
-        return LabelledImages(self.images.and_also(other.images), labels)
+        return LabelledImages(self.images.followed_by(other.images), labels)
 
 
 class ResidentBatches:

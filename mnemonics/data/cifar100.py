@@ -10,17 +10,19 @@ import re
 import tarfile
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mnemonics.data.folders import Split, inode_of, notice_of_links
-from mnemonics.data.images import ImageError, read_rgb
+from mnemonics.config.fields import ExperimentConfig
+from mnemonics.data.folders import list_splits, notices_of
+from mnemonics.data.image_source import ImageSource
+from mnemonics.data.images import DataError, read_rgb, usage_errors
 from mnemonics.data.pickles import Machine, PickledArray, PickleError
-from mnemonics.engine.errors import UsageError, printable
 
 NUM_CLASSES, SIZE = 100, 32
 OFFICIAL_COUNTS = (50_000, 10_000)
@@ -32,61 +34,48 @@ OFFICIAL_MD5 = {
 FOLDER, ARCHIVE, ARCHIVE_MD5 = "cifar-100-python", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 WHAT_WORKS = (
-    f"what works is a folder that holds {ARCHIVE} ({URL}), the folder {FOLDER} unpacked from it, "
-    f"or PNG files train/<class>/*.png and test/<class>/*.png of {NUM_CLASSES} classes"
+    f"; what works is a folder that holds {ARCHIVE} ({URL}), the folder {FOLDER} unpacked from it, "
+    f"or image files train/<class>/* and test/<class>/* of {NUM_CLASSES} classes"
 )
 LONGEST_NAME = 255  # characters, of a class; as file systems have it
+Split = tuple[Tensor, Tensor]  # images uint8 [n, 3, 32, 32], contiguous, and class ids int64 [n]
 
 
-class Cifar100(NamedTuple):
-    """The whole data set. A split is (images uint8 [n, 3, 32, 32] contiguous, class ids int64 [n])."""
-
-    class_names: tuple[str, ...]
-    train: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
-    notices: tuple[str, ...]
-
-
-class DataError(Exception):
-    """What is wrong with which file; `read_cifar100` turns it into a UsageError."""
-
-
-def read_cifar100(data_dir: str) -> Cifar100:
-    """Read CIFAR-100 from `data_dir` or, where nothing of it is there, download it to `data_dir`.
+def load_cifar100(config: ExperimentConfig) -> ImageSource:
+    """Read CIFAR-100 from `config.data_dir` or, where nothing of it is there, download it to there.
 
     Looked for in this order: the folder cifar-100-python in `data_dir`; `data_dir` as that folder; the archive in or at
-    `data_dir`; PNG class folders in `data_dir`. Smaller sets than the official one are taken, with a notice.
+    `data_dir`; class folders of image files in `data_dir`. Smaller sets than the official one are taken, with a notice.
 
     Raises:
         UsageError: for files that are missing, damaged or not CIFAR-100, and for a download that fails.
     """
-    try:
-        data = read_any(Path(os.path.expanduser(data_dir)))
-    except (DataError, OSError) as error:
-        line = f"--data_dir {data_dir}: {error}; {WHAT_WORKS}"
-        raise UsageError(" ".join(line.splitlines())) from error
-    counts, notices = (len(data.train[1]), len(data.test[1])), data.notices
-    if counts != OFFICIAL_COUNTS:
-        found = "{} training and {} test images, not {} and {}".format(*counts, *OFFICIAL_COUNTS)
-        notices = (*notices, f"CIFAR-100 in {data_dir}: {found}")
-    class_names = tuple(map(printable, data.class_names))
-    return data._replace(class_names=class_names, notices=tuple(map(printable, notices)))
+    with usage_errors(f"--data_dir {config.data_dir}", WHAT_WORKS):
+        source = read_any(Path(os.path.expanduser(config.data_dir)))
+    counts = len(source.train_images), len(source.test_images)
+    if counts == OFFICIAL_COUNTS:
+        return source
+    found = "{} training and {} test images, not {} and {}".format(*counts, *OFFICIAL_COUNTS)
+    return replace(source, notices=(*source.notices, f"CIFAR-100 in {config.data_dir}: {found}"))
 
 
-def read_any(root: Path) -> Cifar100:
+def cifar100(names: list[str], train: Split, test: Split, notices: list[str]) -> ImageSource:
+    mean, std = (0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023)
+    return ImageSource("cifar100", tuple(names), mean, std, 4, True, tuple(notices), *train, *test)
+
+
+def read_any(root: Path) -> ImageSource:
     """Find out in which form the data is there and read it. Raises DataError or OSError."""
     if (root / FOLDER).is_dir():
         return read_python_folder(root / FOLDER, str(root / FOLDER))
     if any((root / name).is_file() for name in OFFICIAL_MD5):
         return read_python_folder(root, str(root))
-    if root.is_file():
-        return read_archive(root, keep=root.name == ARCHIVE)
-    if (root / ARCHIVE).is_file():
-        return read_archive(root / ARCHIVE)
-    if (root / "train").is_dir() or (root / "test").is_dir():
-        return read_png_folders(root)
-    download(root)
-    return read_archive(root / ARCHIVE)
+    archive = root if root.is_file() else root / ARCHIVE
+    if not archive.is_file():
+        if (root / "train").is_dir() or (root / "test").is_dir():
+            return read_image_folders(root)
+        download(root)
+    return read_archive(archive)
 
 
 def download(root: Path) -> None:
@@ -99,17 +88,17 @@ def download(root: Path) -> None:
         try:
             download_url(URL, scratch, filename=ARCHIVE, md5=ARCHIVE_MD5)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise DataError(f"there is no CIFAR-100, and the download failed ({reason(error)})") from error
+            raise DataError(f"there is no CIFAR-100, and the download failed ({error!r})") from error
         os.replace(Path(scratch, ARCHIVE), root / ARCHIVE)
 
 
-def read_archive(archive: Path, keep: bool = True) -> Cifar100:
-    """Unpack `archive` and read it; with `keep`, leave the unpacked folder next to it where that is possible.
+def read_archive(archive: Path) -> ImageSource:
+    """Unpack `archive` and read it; leave the unpacked folder next to the official archive, where that is possible.
 
     The folder gets its name only after everything in it was read: a damaged archive leaves nothing behind that would
     hide a better one put in its place.
     """
-    keep = keep and os.access(archive.parent, os.W_OK)
+    keep = archive.name == ARCHIVE and os.access(archive.parent, os.W_OK)
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=archive.parent if keep else None) as scratch:
         try:
             with tarfile.open(archive) as tar:
@@ -117,7 +106,7 @@ def read_archive(archive: Path, keep: bool = True) -> Cifar100:
                 while tar.fileobj.read(2**20):  # gzip's checksum is at the very end, where tar never looks
                     pass
         except Exception as error:  # tarfile and the decompressors promise no closed list of errors
-            raise DataError(f"{archive} cannot be unpacked as a tar archive ({reason(error)})") from error
+            raise DataError(f"{archive} cannot be unpacked as a tar archive ({error!r})") from error
         folder = Path(scratch, FOLDER)
         if not folder.is_dir():
             raise DataError(f"{archive} holds no folder {FOLDER}")
@@ -128,7 +117,7 @@ def read_archive(archive: Path, keep: bool = True) -> Cifar100:
     return data
 
 
-def read_python_folder(folder: Path, shown: str) -> Cifar100:
+def read_python_folder(folder: Path, shown: str) -> ImageSource:
     """Read the files train, test and meta of the "python version"; `shown` names the folder in messages."""
     for name in OFFICIAL_MD5:
         if not (folder / name).is_file():
@@ -142,13 +131,14 @@ def read_python_folder(folder: Path, shown: str) -> Cifar100:
     ):
         raise DataError(f"{shown}/meta: fine_label_names is not a list of {NUM_CLASSES} different names")
     train, test = (read_python_split(folder / name, f"{shown}/{name}") for name in ("train", "test"))
-    differ = [name for name, md5 in OFFICIAL_MD5.items() if md5_of(folder / name) != md5]
-    notice = f"CIFAR-100 in {shown}: MD5 sums differ from the official ones ({', '.join(differ)}); used all the same"
-    return Cifar100(tuple(names), train, test, (notice,) if differ else ())
+    sums = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in OFFICIAL_MD5}
+    differ = ", ".join(name for name in OFFICIAL_MD5 if sums[name] != OFFICIAL_MD5[name])
+    notice = f"CIFAR-100 in {shown}: MD5 sums differ from the official ones ({differ}); used all the same"
+    return cifar100(names, train, test, [notice] if differ else [])
 
 
-def read_python_split(path: Path, shown: str) -> tuple[Tensor, Tensor]:
-    """Read and check one of the files train and test: (uint8 [n, 3, 32, 32], int64 [n])."""
+def read_python_split(path: Path, shown: str) -> Split:
+    """Read and check one of the files train and test. Raises DataError and OSError."""
     content = read_pickle(path, shown)
     data, labels = content.get("data"), content.get("fine_labels")
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3 * SIZE * SIZE,):
@@ -167,11 +157,6 @@ def read_python_split(path: Path, shown: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images), torch.tensor(labels, dtype=torch.int64)
 
 
-def md5_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
 def read_pickle(path: Path, shown: str) -> dict[Any, Any]:
     """Unpickle a dictionary from a file that nobody vouches for. Raises DataError and OSError."""
     try:
@@ -184,65 +169,30 @@ def read_pickle(path: Path, shown: str) -> dict[Any, Any]:
     return {key: value.array if isinstance(value, PickledArray) else value for key, value in content.items()}
 
 
-def read_png_folders(root: Path) -> Cifar100:
-    """Read train/<class>/*.png and test/<class>/*.png; class ids are the alphabetical order of the folder names."""
-    names = {}
-    for split in ("train", "test"):
-        if not (root / split).is_dir():
-            raise DataError(f"{root / split} is not there")
-        names[split] = sorted(p.name for p in (root / split).iterdir() if p.is_dir() and not p.name.startswith("."))
-        if len(names[split]) != NUM_CLASSES:
-            raise DataError(f"{root / split} has {len(names[split])} class folders, not {NUM_CLASSES}")
-    odd = sorted(set(names["train"]) ^ set(names["test"]))
-    if odd:
-        raise DataError(f"{root}: class folder {odd[0]} is in only one of train and test")
-    files = [list_png_split(root, split, names["train"]) for split in ("train", "test")]
-    splits = [(read_pngs(root, split.names), split.class_ids) for split in files]
-    return Cifar100(tuple(names["train"]), *splits, tuple(notice_of_links(root, *files)))
-
-
-def list_png_split(root: Path, split: str, class_names: list[str]) -> Split:
-    """The files of train/ or test/ class by class, 2.png before 10.png. Raises DataError and OSError."""
-    names, inodes, counts = [], [], []
-    for name in class_names:
-        with os.scandir(root / split / name) as entries:
-            found = [(entry.name, inode_of(entry)) for entry in entries if is_png(entry.name)]
-        if not found:
-            raise DataError(f"{root / split / name} has no PNG file")
-        found.sort(key=natural_key)
-        names += [os.fsencode(os.path.join(split, name, file)) for file, _ in found]
-        inodes += [inode for _, inode in found]
-        counts.append(len(found))
-    class_ids = torch.arange(len(class_names)).repeat_interleave(torch.tensor(counts))
-    return Split(np.array(names), class_ids, np.array(inodes, np.uint64), 0, ())
-
-
-def is_png(name: str) -> bool:
-    return name.lower().endswith(".png") and not name.startswith(".")
+def read_image_folders(root: Path) -> ImageSource:
+    """Read train/<class>/* and test/<class>/*; class ids are the alphabetical order of the folder names, and images of
+    a class come in the order of the numbers in their names."""
+    train, test = list_splits(root, ("test",), natural_key)
+    if len(train.class_names) != NUM_CLASSES:
+        raise DataError(f"{root} has {len(train.class_names)} class folders, not {NUM_CLASSES}")
+    splits = [(read_images(root, split.names), split.class_ids) for split in (train, test)]
+    return cifar100(train.class_names, *splits, notices_of(root, train, test))
 
 
 def natural_key(found: tuple[str, int]) -> tuple[list[str | int], str]:
-    name, _ = found
-    parts = re.split(r"(\d+)", name)  # text and digits take turns
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+    """For sorting (path, inode) by path, 2.png before 10.png."""
+    path, _ = found
+    parts = re.split(r"(\d+)", path)  # text and digits take turns
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path
 
 
-def read_pngs(root: Path, names: np.ndarray) -> Tensor:
-    """Decode the files: uint8 [n, 3, 32, 32]."""
-    pixels = torch.from_numpy(np.stack([read_png(root / os.fsdecode(name)) for name in names]))  # [n, 32, 32, 3]
-    return pixels.permute(0, 3, 1, 2).contiguous()
-
-
-def read_png(path: Path) -> np.ndarray:
-    """Decode one file to uint8 [32, 32, 3]. Raises DataError."""
-    try:
-        image = read_rgb(path, ("PNG",))
-    except ImageError as error:
-        raise DataError(str(error)) from error
-    if image.size != (SIZE, SIZE):
-        raise DataError(f"{path} has {image.width}x{image.height} pixels, needed is {SIZE}x{SIZE}")
-    return np.asarray(image)
-
-
-def reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def read_images(root: Path, names: np.ndarray) -> Tensor:
+    """Decode the files: uint8 [n, 3, 32, 32]. Raises DataError."""
+    images = torch.empty(len(names), 3, SIZE, SIZE, dtype=torch.uint8)
+    for image, name in zip(images, names, strict=True):
+        path = root / os.fsdecode(name)
+        found = read_rgb(path)
+        if found.size != (SIZE, SIZE):
+            raise DataError(f"{path} has {found.width}x{found.height} pixels, needed is {SIZE}x{SIZE}")
+        image.copy_(torch.from_numpy(np.array(found)).permute(2, 0, 1))
+    return images

@@ -9,9 +9,9 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import FrameType
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mnemonics.config.fields import LARGEST_SMALL_IMAGE
-from mnemonics.data.images import ImageError, check_strip, read_rgb
+from mnemonics.data.images import DataError, check_strip, read_rgb, usage_errors
 from mnemonics.engine.errors import UsageError
 
 LOADING_BATCH = 16  # images that a worker decodes at a time where all of them go into one tensor
@@ -59,7 +59,7 @@ class FileImages:
         """Of the tensor that they would be: [n, 3, size, size]."""
         return torch.Size((len(self), 3, self.size, self.size))
 
-    def and_also(self, other: "FileImages | Tensor") -> "FileImages":
+    def followed_by(self, other: "FileImages | Tensor") -> "FileImages":
         """These followed by `other`: of the same folder, or uint8 [k, 3, size, size] in memory."""
         if isinstance(other, Tensor):
             first = len(self.names) + len(self.stored)
@@ -107,16 +107,10 @@ class FileImages:
         digest = hashlib.sha256(self.stored.numpy().tobytes())
         for row in self.rows.tolist():
             name = self.names[row] if row < len(self.names) else b""
-            size = size_in_bytes(self.root / os.fsdecode(name)) if name else row - len(self.names)
+            with usage_errors("--data_dir"):
+                size = (self.root / os.fsdecode(name)).stat().st_size if name else row - len(self.names)
             digest.update(name + b"\0" + str(size).encode() + b"\n")
         return digest.digest()
-
-
-def size_in_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise UsageError(f"--data_dir: {path} cannot be read ({error.strerror})") from None
 
 
 class Decoder(Dataset):
@@ -124,6 +118,8 @@ class Decoder(Dataset):
 
     def __init__(self, images: FileImages):
         self.images = images
+        large = images.size > LARGEST_SMALL_IMAGE
+        self.short_side = round(images.size * 8 / 7) if large else images.size  # before the centre is cut out, pixels
 
     def __getitem__(self, draw: tuple[Tensor, Tensor | None]) -> Tensor | str:
         index, seeds = draw
@@ -131,47 +127,40 @@ class Decoder(Dataset):
             rows = self.images.rows[index].tolist()
             shown = map(self.plain, rows) if seeds is None else map(self.cut, rows, seeds.tolist())
             return torch.stack(list(shown)) if len(index) else self.images.stored[:0]
-        except ImageError as error:  # a string, because an exception would arrive with the worker's traceback in it
+        except DataError as error:  # a string, because an exception would arrive with the worker's traceback in it
             return str(error)
 
     @cached_property
     def transforms(self) -> tuple:
-        """torchvision's transforms of images: (plain, random cut)."""
+        """torchvision's transforms of images to uint8 [3, size, size]: (plain, random cut)."""
         # imported here because torchvision takes 140 MB and a second that images in memory need not spend
         from torchvision.transforms import v2
 
         size = self.images.size
-        plain = v2.Compose([v2.Resize(self.short_side), v2.CenterCrop(size)])
+        plain = [v2.Resize(self.short_side), v2.CenterCrop(size)]
         if size > LARGEST_SMALL_IMAGE:
-            cut = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
+            cut = [v2.RandomResizedCrop(size)]
         else:
-            cut = v2.Compose([plain, v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()])
-        return plain, cut
-
-    @property
-    def short_side(self) -> int:
-        """Of an image whose centre is cut out, in pixels."""
-        size = self.images.size
-        return round(size * 8 / 7) if size > LARGEST_SMALL_IMAGE else size
+            cut = [*plain, v2.RandomCrop(size, padding=size // 8)]
+        return v2.Compose([*plain, v2.PILToTensor()]), v2.Compose([*cut, v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
     def plain(self, row: int) -> Tensor:
-        """uint8 [3, size, size]."""
-        if row >= len(self.images.names):
-            return self.images.stored[row - len(self.images.names)]
-        plain, _ = self.transforms
-        return pixels(plain(self.opened(row)))
+        """uint8 [3, size, size]: the centre of a file's image, an exemplar as it is."""
+        image = self.image(row)
+        return image if isinstance(image, Tensor) else self.transforms[0](image)
 
     def cut(self, row: int, seed: int) -> Tensor:
         """uint8 [3, size, size], by torchvision's draws from `seed`."""
-        in_memory = row >= len(self.images.names)
-        image = self.images.stored[row - len(self.images.names)] if in_memory else self.opened(row)
-        _, cut = self.transforms
+        image, (_, cut) = self.image(row), self.transforms
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return pixels(cut(image))
+            return cut(image)
 
-    def opened(self, row: int) -> Image.Image:
-        """The image of a file, RGB. Raises ImageError, naming the file."""
+    def image(self, row: int) -> Tensor | Image.Image:
+        """An exemplar, uint8 [3, size, size], or the image of a file, RGB. Raises DataError, naming the file."""
+        files = len(self.images.names)
+        if row >= files:
+            return self.images.stored[row - files]
         path = self.images.root / os.fsdecode(self.images.names[row])
         image = read_rgb(path)
         check_strip(image, self.short_side, path)
@@ -185,48 +174,34 @@ def outlive_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_SECONDS))
 
 
-def pixels(image: Image.Image | Tensor) -> Tensor:
-    """uint8 [3, h, w] of a PIL image; a tensor stays as it is."""
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
-    return image if isinstance(image, Tensor) else pil_to_tensor(image)
-
-
 def decoded(batches: DataLoader) -> Iterator[Tensor]:
     """The batches of a loader. Raises UsageError where one holds an image that cannot be read, and where a worker
     process is lost: that happens again to whoever starts the same command again."""
     try:
         iterator = iter(batches)
-        tell_of_lost_workers(batches.num_workers)
+        if batches.num_workers and threading.current_thread() is threading.main_thread():
+            report_lost_workers(batches.num_workers)
         for batch in iterator:
             if isinstance(batch, str):
-                raise UsageError(f"--data_dir: {batch}; mend or remove this file")
+                raise UsageError(f"--data_dir: {batch}")
             yield batch
     except (RuntimeError, OSError) as error:
         raise lost_worker(error, batches.num_workers) from None
 
 
-def tell_of_lost_workers(workers: int) -> None:
+@cache  # PyTorch installs its handler once, for all loaders of a process
+def report_lost_workers(workers: int) -> None:
     """PyTorch learns of a worker's death by a signal and raises RuntimeError wherever the main process is at that
     moment, in the midst of a training step too. From now on it is a UsageError."""
-    if workers and threading.current_thread() is threading.main_thread():
-        theirs = signal.getsignal(signal.SIGCHLD)
-        theirs = theirs.theirs if isinstance(theirs, LostWorkerHandler) else theirs
-        signal.signal(signal.SIGCHLD, LostWorkerHandler(theirs, workers))
+    pytorchs = signal.getsignal(signal.SIGCHLD)
 
-
-@dataclass(frozen=True)
-class LostWorkerHandler:
-    """PyTorch's handler of the signal that a child process has ended, with other words."""
-
-    theirs: Callable[[int, FrameType | None], None]
-    workers: int
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
+    def handler(number: int, frame: FrameType | None) -> None:
         try:
-            self.theirs(number, frame)
+            pytorchs(number, frame)
         except RuntimeError as error:
-            raise lost_worker(error, self.workers) from None
+            raise lost_worker(error, workers) from None
+
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def lost_worker(error: Exception, workers: int) -> Exception:

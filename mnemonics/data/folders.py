@@ -1,11 +1,8 @@
 """Data sets that are folders of image files: train/<class>/* and val/<class>/* (or test/<class>/*)."""
 
-import contextlib
 import errno
 import os
-from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,149 +10,139 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.files import FileImages
-from mnemonics.data.images import ImageError, size_of
+from mnemonics.data.image_source import ImageSource
+from mnemonics.data.images import DataError, opened, usage_errors
 from mnemonics.engine.distributed import local_world
-from mnemonics.engine.errors import UsageError, printable
+from mnemonics.engine.errors import UsageError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-TEST_FOLDERS = ("val", "test")  # the first one that is there
 LARGEST_SIZE = 224  # pixels, unless --image_size says more
+IMAGENET_FOLDERS = {  # --dataset -> (where it may be below --data_dir, what process_imagenet/ makes first; classes)
+    "imagenet_sub": (("seed_1993_subset_100_imagenet/data",), 100),
+    "imagenet": (("imagenet_all/data", "imagenet/data", "imagenet"), 1000),
+}
 
 
 class Split(NamedTuple):
-    """The files of train/ or val/: paths below the root as bytes [n], class by class, and class ids int64 [n]."""
+    """The files of train/ or val/, class by class."""
 
-    names: np.ndarray
-    class_ids: Tensor
+    class_names: list[str]
+    names: np.ndarray  # bytes [n], paths below the root
+    class_ids: Tensor  # int64 [n]
     inodes: np.ndarray  # uint64 [n]: equal for links to the same file, and for some others
     ignored: int  # files that are no images by their names, or in no class folder
-    loops: tuple[str, ...]  # links to a folder that they are in themselves
+    loops: list[str]  # links to a folder that they are in themselves
 
 
-@dataclass
-class Listing:
-    """What is below one class folder, as `walk` finds it."""
+def load_folders(config: ExperimentConfig) -> ImageSource:
+    """ImageNet, 100 classes of it, or any other folder of image files, in `config.data_dir`. No file is opened, but the
+    first training image where `config.image_size` is None: its short side, at most 224 pixels, becomes the size.
 
-    images: list[tuple[str, int]] = field(default_factory=list)  # (path, inode)
-    ignored: int = 0
-    loops: list[str] = field(default_factory=list)
-
-
-class Folders(NamedTuple):
-    """A data set of files. A split is (images, class ids int64 [n])."""
-
-    class_names: tuple[str, ...]
-    train: tuple[FileImages, Tensor]
-    test: tuple[FileImages, Tensor]
-    notices: tuple[str, ...]
-
-
-def read_folders(root: Path, flag: str, size: int | None, workers: int | None) -> Folders:
-    """List the files below `root` without opening any, but the first where `size` is None.
-
-    Args:
-        flag: what to name in errors, e.g. "--data_dir data".
-        size: height and width in pixels; None: what the first training image has on its short side, at most 224.
-        workers: processes that decode; None: one per core, at most 16. Several processes share the cores.
     Raises:
         UsageError: for folders that are missing or cannot be read, classes that differ between training and test, and
             classes without images.
     """
-    with told(flag):
-        classes, train, test = list_splits(root, flag)
+    root = Path(os.path.expanduser(config.data_dir))
+    below, classes = IMAGENET_FOLDERS.get(config.dataset, ((), None))
+    with usage_errors(f"--data_dir {config.data_dir}"):
+        places = root, *(root / name for name in below)
+        root = next((folder for folder in places if (folder / "train").is_dir()), root)
+        train, test = list_splits(root)
         notices = notices_of(root, train, test)
-        size = size or min(*size_of(root / os.fsdecode(train.names[0])), LARGEST_SIZE)
-    workers = min(max((os.cpu_count() or 1) // local_world(), 1), 16) if workers is None else workers
-    splits = ((file_images(root, split, size, workers), split.class_ids) for split in (train, test))
-    return Folders(tuple(map(printable, classes)), *splits, tuple(map(printable, notices)))
+        if classes not in (None, len(train.class_names)):
+            raise UsageError(
+                f"--dataset {config.dataset}: {root} holds {len(train.class_names)} classes, not {classes}; "
+                "--dataset folder takes any number"
+            )
+        size = config.image_size or (LARGEST_SIZE if classes else size_of_first(root, train))
+    cores = min(max((os.cpu_count() or 1) // local_world(), 1), 16)  # for each process on this machine
+    workers = cores if config.num_workers is None else config.num_workers
+    none = torch.empty(0, 3, size, size, dtype=torch.uint8)
+    images = [FileImages(root, s.names, torch.arange(len(s.names)), none, size, workers) for s in (train, test)]
+    return ImageSource(
+        config.dataset,
+        tuple(train.class_names),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        crop_padding=size // 8,
+        mirror=True,
+        notices=tuple(notices),
+        train_images=images[0],
+        train_class_ids=train.class_ids,
+        test_images=images[1],
+        test_class_ids=test.class_ids,
+    )
 
 
-@contextlib.contextmanager
-def told(flag: str) -> Iterator[None]:
-    """Files and folders that cannot be read, as UsageError."""
-    try:
-        yield
-    except ImageError as error:
-        raise UsageError(f"{flag}: {error}; mend or remove this file") from None
-    except OSError as error:
-        raise UsageError(f"{flag}: {error.filename} cannot be read ({error.strerror})") from None
+def size_of_first(root: Path, split: Split) -> int:
+    with opened(root / os.fsdecode(split.names[0])) as image:
+        return min(*image.size, LARGEST_SIZE)
 
 
-def list_splits(root: Path, flag: str) -> tuple[list[str], Split, Split]:
-    """The names of the classes and the files of training and test. Raises UsageError and OSError."""
-    test_folder = next((name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+def list_splits(root: Path, tests: Sequence[str] = ("val", "test"), key: Callable | None = None) -> tuple[Split, Split]:
+    """The files for training, and for test in the first folder of `tests` that is there. The files of a class are
+    sorted by the `key` of (path, inode). Raises DataError and OSError."""
+    test_folder = next((name for name in tests if (root / name).is_dir()), None)
     if not (root / "train").is_dir() or test_folder is None:
-        raise UsageError(f"{flag}: {root} has no train/<class>/* and val/<class>/* (or test/<class>/*)")
-    (classes, train_strays), (tested, test_strays) = (subfolders(root / name) for name in ("train", test_folder))
-    differing = sorted(set(classes) ^ set(tested))
-    if differing or not classes:
-        example = f", {differing[0]} for example" if differing else ""
-        raise UsageError(
-            f"{flag}: {len(classes)} classes in {root / 'train'}, {len(tested)} in {root / test_folder}{example}; "
-            "both need a folder for each class"
-        )
-    train, test = (list_split(root, name, classes, flag) for name in ("train", test_folder))
-    strays = train_strays + test_strays
-    return classes, train._replace(ignored=train.ignored + strays), test
+        raise DataError(f"{root} has no train/<class>/* and {' or '.join(f'{name}/<class>/*' for name in tests)}")
+    train, test = list_split(root, "train", key), list_split(root, test_folder, key)
+    differing = sorted(set(train.class_names) ^ set(test.class_names))
+    if differing or not train.class_names:
+        odd = f"{differing[0]} is in only one of them" if differing else "there are none"
+        raise DataError(f"{root / 'train'} and {root / test_folder} need the same folders, one for each class; {odd}")
+    return train, test
 
 
-def subfolders(folder: Path) -> tuple[list[str], int]:
-    """Names of the folders in `folder`, in the order of their bytes, and the number of files beside them; hidden ones
-    are left out. Raises OSError, also for a link to nowhere: a class must not be missed."""
-    names, files = [], 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                names.append(entry.name)
-            else:
-                entry.stat()
-                files += 1
-    return sorted(names), files
-
-
-def list_split(root: Path, split: str, classes: list[str], flag: str) -> Split:
-    """All image files of the classes, sorted. Raises UsageError if a class has none, and OSError."""
-    names, inodes, counts, ignored, loops = [], array("Q"), [], 0, []
-    for name in classes:
-        found = walk(root / split / name)
-        if not found.images:
-            raise UsageError(f"{flag}: {root / split / name} holds no images; fill it, or remove the class")
-        for path, inode in sorted(found.images):
+def list_split(root: Path, split: str, key: Callable | None) -> Split:
+    """All image files of all classes. Raises DataError if a class has none, and OSError."""
+    entries = visible(root / split)
+    for entry in entries:
+        entry.stat()  # raises OSError for a link to nowhere: it may have been a class
+    classes = sorted(entry.name for entry in entries if entry.is_dir())
+    ignored, names, inodes, class_ids, loops = len(entries) - len(classes), [], [], [], []
+    for class_id, name in enumerate(classes):
+        images, others, circles = walk(root / split / name)
+        if not images:
+            raise DataError(f"{root / split / name} holds no images; fill it, or remove the class")
+        for path, inode in sorted(images, key=key):
             names.append(os.fsencode(os.path.relpath(path, root)))
             inodes.append(inode)
-        counts.append(len(found.images))
-        ignored += found.ignored
-        loops += found.loops
-    class_ids = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
-    return Split(np.array(names), class_ids, np.array(inodes), ignored, tuple(sorted(loops)))
+        class_ids += [class_id] * len(images)
+        loops += circles
+        ignored += others
+    inodes = np.array(inodes, np.uint64)
+    return Split(classes, np.array(names), torch.tensor(class_ids), inodes, ignored, sorted(loops))
 
 
-def walk(folder: Path) -> Listing:
-    """All files in `folder` and its subfolders, hidden ones left out; links are followed. Asks the system about no
-    single file but links: on a network that would take minutes for a million of them. Raises OSError."""
-    found = Listing()
+def visible(folder: str | Path) -> list[os.DirEntry]:
+    """What is in a folder, without hidden entries. Raises OSError."""
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def walk(folder: Path) -> tuple[list[tuple[str, int]], int, list[str]]:
+    """All images in `folder` and its subfolders, as (path, inode), the number of other files, and links to a folder
+    that they are in. Links are followed. Asks the system about no single file but links: on a network that would take
+    minutes for a million of them. Raises OSError."""
+    images, ignored, loops = [], 0, []
     waiting: list[tuple[str, tuple]] = [(str(folder), ())]  # a folder, and those that it is in
     while waiting:
         directory, above = waiting.pop()
         status = os.stat(directory)
         identity = status.st_dev, status.st_ino
         if identity in above:
-            found.loops.append(directory)
+            loops.append(directory)
             continue
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    waiting.append((entry.path, (*above, identity)))
-                elif entry.name.lower().endswith(ENDINGS):
-                    found.images.append((entry.path, inode_of(entry)))
-                else:
-                    found.ignored += 1
-    return found
+        for entry in visible(directory):
+            if entry.is_dir():
+                waiting.append((entry.path, (*above, identity)))
+            elif entry.name.lower().endswith(ENDINGS):
+                images.append((entry.path, inode_of(entry)))
+            else:
+                ignored += 1
+    return images, ignored, loops
 
 
 def inode_of(entry: os.DirEntry) -> int:
@@ -181,28 +168,20 @@ def notices_of(root: Path, train: Split, test: Split) -> list[str]:
 def notice_of_links(root: Path, train: Split, test: Split) -> list[str]:
     """A notice of files that are in the data set more than once, as hard or symbolic links: in training and test, they
     would be tested on what they were trained on. Contents are not compared. Raises OSError."""
-
-    def path(row: int) -> str:
-        return os.fsdecode(train.names[row] if row < len(train.names) else test.names[row - len(train.names)])
-
+    names = np.concatenate([train.names, test.names])
+    class_ids = torch.cat([train.class_ids, test.class_ids]).tolist()
     _, inverse, counts = np.unique(np.concatenate([train.inodes, test.inodes]), return_inverse=True, return_counts=True)
     same: dict[tuple[int, int], list[int]] = {}
     for row in np.flatnonzero(counts[inverse] > 1).tolist():  # on other disks, or some network disks, still different
-        status = os.stat(root / path(row))
+        status = os.stat(root / os.fsdecode(names[row]))
         same.setdefault((status.st_dev, status.st_ino), []).append(row)
     groups = [rows for rows in same.values() if len(rows) > 1]
     if not groups:
         return []
     across = [rows for rows in groups if rows[0] < len(train.names) <= rows[-1]]
-    classes = torch.cat([train.class_ids, test.class_ids]).tolist()
-    mixed = [rows for rows in groups if len({classes[row] for row in rows}) > 1]
-    rows = (across or mixed or groups)[0]
+    mixed = [rows for rows in groups if len({class_ids[row] for row in rows}) > 1]
+    first, *_, last = (across or mixed or groups)[0]
     return [
         f"{len(groups)} files in {root} are there more than once, as links: {len(across)} in training and test, "
-        f"{len(mixed)} in several classes; {path(rows[0])} and {path(rows[-1])} for example"
+        f"{len(mixed)} in several classes; {os.fsdecode(names[first])} and {os.fsdecode(names[last])} for example"
     ]
-
-
-def file_images(root: Path, split: Split, size: int, workers: int) -> FileImages:
-    rows, stored = torch.arange(len(split.names)), torch.empty(0, 3, size, size, dtype=torch.uint8)
-    return FileImages(root, split.names, rows, stored, size, workers)

@@ -1,53 +1,52 @@
 """Image files of any kind, as RGB. They come from outside: whatever is wrong with one is told in one line."""
 
 import contextlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from mnemonics.engine.errors import UsageError, described
 
 # Pillow knows many more, of which EPS would start another program, and it looks at the content, not at the name.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "WEBP", "TIFF")
 BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 
-class ImageError(Exception):
-    """Which image file cannot be used, and why, in one line."""
-
-
-def read_rgb(path: Path, formats: Sequence[str] = FORMATS) -> Image.Image:
-    """Decode a file to RGB, 8 bits per channel. Raises ImageError."""
-    with opened(path, formats) as image:
-        return rgb(image)
-
-
-def size_of(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, without decoding. Raises ImageError."""
-    with opened(path, FORMATS) as image:
-        return image.size
+class DataError(Exception):
+    """What is wrong with which file or folder of a data set; `usage_errors` adds the flag that led to it."""
 
 
 @contextlib.contextmanager
-def opened(path: Path, formats: Sequence[str]) -> Iterator[Image.Image]:
-    """The image of a file, not yet decoded. What goes wrong with it inside is an ImageError too."""
+def usage_errors(flag: str, what_works: str = "") -> Iterator[None]:
+    """Turns what is wrong with files and folders, DataError and OSError, into a UsageError that starts with `flag`."""
+    try:
+        yield
+    except DataError as error:
+        raise UsageError(f"{flag}: {error}{what_works}") from error
+    except OSError as error:
+        raise UsageError(f"{flag}: {described(error)}{what_works}") from error
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Decode a file to RGB, 8 bits per channel. Raises DataError."""
+    with opened(path) as image:
+        return rgb(image)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The image of a file, not yet decoded. What goes wrong with it inside is a DataError too."""
     try:
         Image.preinit()  # without it, Pillow imports all its decoders to look for the second format
-        with Image.open(path, formats=formats) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if min(image.size) < 1:
                 raise ValueError("no pixels")
             yield image
     except Exception as error:  # what Pillow's decoders raise for damaged files is no closed list
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path} cannot be read as an image ({reason_for(path) or reason})") from error
-
-
-def reason_for(path: Path) -> str | None:
-    """What Pillow does not tell about a file that it cannot read."""
-    with contextlib.suppress(OSError):
-        return "the file is empty" if os.path.getsize(path) == 0 else None
-    return None
+        raise DataError(f"{path} cannot be read as an image ({reason}); mend or remove this file") from error
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -65,8 +64,8 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def check_strip(image: Image.Image, side: int, path: Path) -> None:
-    """Raises ImageError for an image so long and thin that it would fill the memory when its short side becomes `side`
+    """Raises DataError for an image so long and thin that it would fill the memory when its short side becomes `side`
     pixels."""
     width, height = image.size
     if side**2 * max(width, height) / min(width, height) > 2 * Image.MAX_IMAGE_PIXELS:  # where Pillow refuses files
-        raise ImageError(f"{path} cannot be used as an image ({width}x{height} pixels: too long and thin)")
+        raise DataError(f"{path} cannot be used as an image ({width}x{height} pixels: too long and thin); remove it")

@@ -7,7 +7,7 @@ import torch
 
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing
-from mnemonics.data.sources import ImageSource
+from mnemonics.data.image_source import ImageSource
 from mnemonics.engine.device import generator
 from mnemonics.engine.progress import Progress
 from mnemonics.protocol import Phase, Protocol

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, rank_within_class
-from mnemonics.data.sources import ImageSource
+from mnemonics.data.image_source import ImageSource
 from mnemonics.engine.errors import UsageError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from mnemonics.config.fields import FIELDS
+from mnemonics.config.fields import SETTINGS
 from mnemonics.engine.files import atomic_write
 from mnemonics.reporting.figures import METRICS, STAGES
 from mnemonics.reporting.page_figures import (
@@ -212,7 +212,7 @@ def common_settings(runs: Sequence[Run]) -> dict[str, Any]:
 def differing(runs: Sequence[Run]) -> Rows:
     """The settings in which the runs differ; first those that can change a number."""
     names = [name for name in setting_names(runs) if differs(runs, name)]
-    names.sort(key=lambda name: name in FIELDS and not FIELDS[name].metadata["affects_results"])
+    names.sort(key=lambda name: name in SETTINGS and not SETTINGS[name].affects_results)
     rows = [[name, *(shown(run.results["config"].get(name)) for run in runs)] for name in names]
     return [["setting", *(run.name for run in runs)], *rows] if rows else []
 

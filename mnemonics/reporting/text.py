@@ -6,7 +6,7 @@ Pure functions of the dict in `results.json`. All accuracies are in percent.
 from collections.abc import Sequence
 from typing import Any
 
-from mnemonics.config.fields import FIELDS
+from mnemonics.config.fields import SETTINGS
 
 Results = dict[str, Any]  # the content of results.json
 CLASSIFIERS = {
@@ -165,6 +165,6 @@ def comparison_table(runs: Sequence[tuple[str, Results]]) -> str:
     configs = [results["config"] for _, results in runs]
     for key in dict.fromkeys(key for config in configs for key in config):
         values = [str(config.get(key)) for config in configs]
-        if len(set(values)) > 1 and (key not in FIELDS or FIELDS[key].metadata["affects_results"]):
+        if len(set(values)) > 1 and (key not in SETTINGS or SETTINGS[key].affects_results):
             lines.append(f"the runs differ in {key}: {' | '.join(values)}")
     return "\n".join(lines)

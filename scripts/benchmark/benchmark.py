@@ -27,13 +27,12 @@ from benchmark_timing import by_turns, compared, floor, synchronize
 from mnemonics import training
 from mnemonics.algorithm import run
 from mnemonics.baselines import BASELINES
-from mnemonics.config.fields import parse_args
 from mnemonics.data.batches import ResidentBatches
 from mnemonics.engine import files as checkpoint
 from mnemonics.engine.device import environment, peak_memory_bytes
 from mnemonics.evaluation import class_means, features_of, predict
 from mnemonics.exemplars.selection import herding_selection
-from mnemonics.experiment.state import Experiment, set_up
+from mnemonics.experiment.state import Experiment, parse_args, set_up
 from mnemonics.models import make_network
 
 

@@ -126,12 +126,12 @@ def protocol(experiment: Experiment, baseline: Baseline, model: nn.Module) -> li
     memory, accuracies = None, []
     for phase in experiment.protocol.phases:
         new, test = experiment.train_data([phase]), experiment.test_data(phase)
-        data = new if memory is None else new.and_also(memory)
+        data = new if memory is None else new.followed_by(memory)
         baseline.begin_phase(model, phase, new, experiment.prep)
         model.to(memory_format=torch.contiguous_format)
         train_phase(experiment, baseline, model, data, test)
         kept = new[torch.tensor(select(experiment, model, new, config.nb_protos, config.eval_batch_size))]
-        memory = kept if memory is None else memory.and_also(kept)
+        memory = kept if memory is None else memory.followed_by(kept)
         cnn = cnn_accuracy(model, loader(experiment, test, config.eval_batch_size), device)
         accuracies.append((cnn, nme_accuracy(experiment, model, memory, test, config.eval_batch_size)))
         print(f"  plain, phase {phase.index}: CNN {cnn:.2f}%, NME {accuracies[-1][1]:.2f}%", flush=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2
 
-from mnemonics.config.fields import FIELDS
+from mnemonics.config.fields import SETTINGS
 from mnemonics.engine.files import write_if_new
 from mnemonics.reporting.paper import load_paper, paper_number
 from mnemonics.reporting.read import read_results, results_files
@@ -116,7 +116,7 @@ class Page:
 def fits(results: Results, settings: Settings) -> bool:
     """Whether a run has these settings."""
     facts = {"tuned": results["config"]["finetune_epochs"] > 0, "device": results["environment"].get("device")}
-    unknown = settings.keys() - FIELDS.keys() - facts.keys()
+    unknown = settings.keys() - SETTINGS.keys() - facts.keys()
     if unknown:
         raise ValueError(f"no setting of a run is called {', '.join(sorted(unknown))}")
     return all((results["config"] | facts).get(name) == value for name, value in settings.items())

@@ -3,59 +3,31 @@
 import contextlib
 import io
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_files import picture
+from image_folders import pictures
 
+import main
 from eval import convert_legacy, download_checkpoints, evaluate
-from mnemonics.config.fields import FIELDS, parse_args, repetitions
-from mnemonics.engine.errors import UsageError
+from mnemonics.config.command_line import repetitions
+from mnemonics.config.fields import SETTINGS
+from mnemonics.engine.errors import UsageError, command
 from mnemonics.experiment import state as setup
+from mnemonics.experiment.state import CHOICES, parse_args
 from scripts import run_exp
 
-ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = (
-    *("0 -0 -1 1 2 3 4 5 7 20 64 300 0.5 1e-3 -0.5 nan -nan inf -inf 1e999 1e-400 1e308 0x10 1_000 +3 3. ٣ ½".split()),
-    *("127 128 256 32768 2147483647 2147483648 4294967295 4294967296 5000000000 9223372036854775808".split()),
-    *(
-        "1000000000",
-        "-9223372036854775809",
-        "9" * 400,
-        "9" * 5000,
-        "",
-        " ",
-        "3 ",
-        "\n3",
-        "\0",
-        "3\0",
-        "--",
-        "-",
-        "None",
-    ),
+    *"0 -0 -1 1 2 3 4 5 7 20 64 300 0.5 1e-3 -0.5 nan -nan inf -inf 1e999 1e-400 1e308 0x10 1_000 +3 3. ٣ ½".split(),
+    *"127 128 256 32768 2147483647 2147483648 4294967295 4294967296 5000000000 9223372036854775808".split(),
+    *"1000000000 -9223372036854775809 -- - None".split(),
+    *("9" * 400, "9" * 5000, "", " ", "3 ", "\n3", "\0", "3\0"),
 )
 TEXTS = (
-    *("", " ", ".", "..", "~", "~nobody_is_called_so/x", "/dev/null", "/dev/null/x", "a/b", "x" * 300, "y/" * 3000),
-    *(
-        "\0",
-        "a\0b",
-        "line\nbreak",
-        "\x1b[31mred",
-        "\udce4",
-        "ü",
-        "日本",
-        "\u202e",
-        "--epochs",
-        "-1",
-        "%s",
-        "{}",
-        "$HOME",
-    ),
+    *". .. ~ ~nobody_is_called_so/x /dev/null /dev/null/x a/b --epochs -1 %s {} $HOME ü 日本".split(),
+    *("", " ", "x" * 300, "y/" * 3000, "\0", "a\0b", "line\nbreak", "\x1b[31mred", "\udce4", "\u202e"),
 )
 SHARES = ("1/2,3/4", "1/2", "3/4,1/2", "0/1", "1/0", ",", "1e-999999999", "0.5,.75", "½", "1/2\n", "9" * 5000, "-1/2")
 DEVICES = "cpu auto cuda cuda:0 cuda:63 cuda:128 cuda:256 cuda:-1 cpu:0 cpu:300 meta mps".split()
@@ -65,18 +37,15 @@ NOWHERE = ("data", "", "\0", "nowhere", "/dev/null", "~nobody_is_called_so/x")
 @st.composite
 def flags(draw, places):
     """One flag of main.py with a value that is sensible most often; `places` are values of --data_dir."""
-    name = draw(st.sampled_from(sorted(set(FIELDS) - {"dataset"})))
-    metadata, kind = FIELDS[name].metadata, FIELDS[name].type
-    if kind in (bool, bool | None):
+    name = draw(st.sampled_from(sorted(set(SETTINGS) - {"dataset"})))
+    choices, kind = tuple(CHOICES.get(name, SETTINGS[name].choices)), SETTINGS[name].type
+    if kind is bool:
         return [f"--{'no-' if draw(st.integers(0, 3)) == 0 else ''}{name}"]
-    if metadata["choices"]:
-        values = st.sampled_from(metadata["choices"])
-    elif name == "data_dir":
-        values = st.sampled_from(places)
+    special = {"data_dir": places, "lr_drops": SHARES, "device": DEVICES}.get(name, choices)
+    if special:
+        values = st.sampled_from(special)
     else:
-        values = {"lr_drops": st.sampled_from(SHARES), "device": st.sampled_from(DEVICES)}.get(
-            name, st.sampled_from(TEXTS) if kind in (str, str | None) else st.integers(1, 12).map(str)
-        )
+        values = st.sampled_from(TEXTS) if kind is str else st.integers(1, 12).map(str)
     rubbish = st.sampled_from(NUMBERS + TEXTS) | st.text(max_size=8) | st.integers().map(str) | st.floats().map(str)
     return [f"--{name}", draw(values if draw(st.integers(0, 9)) else rubbish)]
 
@@ -86,23 +55,15 @@ def fuzz(examples):
     return settings(max_examples=examples, derandomize=True, deadline=None, database=None)
 
 
-def outcome(*parts):
-    """What becomes of a command line: "done", "refused" or "argparse"."""
-    said, message, status = io.StringIO(), "--", 2
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+def ended(call, arguments):
+    """What becomes of a command line: an exit status, or the UsageError. What is printed is dropped."""
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
         try:
-            runs = repetitions(parse_args(list(itertools.chain(*parts))))
-            for run in runs[:1] + runs[1:][-1:]:
-                setup.set_up(run)
-            end = "done"
+            return call(arguments)
         except UsageError as error:
-            end, message = "refused", str(error)
-        except SystemExit as exit:
-            end, status = "argparse", exit.code
-    assert status == 2
-    assert "--" in message
-    assert message.isprintable()
-    return end
+            return error
+        except SystemExit as end:
+            return end.code
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -113,32 +74,32 @@ def elsewhere(tmp_path_factory):
     torch.set_deterministic_debug_mode("default")
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """Ten classes with an image each, for training and for test."""
-    root = tmp_path_factory.mktemp("tree")
-    for split in ("train", "val"):
-        for i in range(10):
-            picture(root / split / f"class {i}" / "1.png", (16, 16), i)
-    return root
+def set_up(arguments):
+    """What main.py does before it trains."""
+    runs = repetitions(parse_args(arguments))
+    for run in runs[:1] + runs[1:][-1:]:
+        setup.set_up(run)
+    return "done"
 
 
-@fuzz(250)
-@given(st.lists(flags(NOWHERE), max_size=5))
-def test_on_digits(arguments):
-    outcome(["--dataset", "digits"], *arguments)
-
-
-def test_on_a_folder(tree):
+@pytest.mark.parametrize("dataset", ["digits", "folder"])
+def test_the_flags_of_a_run(dataset, tmp_path):
+    pictures(tmp_path, [f"class {i}" for i in range(10)], 1, 1)
+    places = NOWHERE if dataset == "digits" else (str(tmp_path), str(tmp_path), str(tmp_path / "train"), *TEXTS)
     ends = set()
 
-    @fuzz(200)
-    @given(st.lists(flags((str(tree), str(tree), str(tree / "train"), *TEXTS)), max_size=5))
+    @fuzz(60)
+    @given(st.lists(flags(places), max_size=5))
     def check(arguments):
-        ends.add(outcome(["--dataset", "folder", "--data_dir", str(tree), "--nb_protos", "1"], *arguments))
+        start = ["--dataset", dataset, "--data_dir", str(tmp_path), "--nb_protos", "1"]
+        end = ended(set_up, [*start, *itertools.chain(*arguments)])
+        if isinstance(end, UsageError):
+            assert "--" in str(end)
+            assert str(end).isprintable()
+        ends.add("refused" if isinstance(end, UsageError) else end)
 
     check()
-    assert ends == {"done", "refused", "argparse"}  # else the command lines would not be worth much
+    assert ends == {"done", "refused", 2}  # else the command lines would not be worth much
 
 
 @pytest.mark.parametrize(
@@ -156,123 +117,82 @@ def test_on_a_folder(tree):
         ("--dataset digits --gpu 256", ["--gpu 256", "CUDA devices"]),
         ("--dataset folder --data_dir ~nobody_is_called_so/x", ["--data_dir ~nobody", "train/<class>"]),
         (f"--dataset folder --data_dir {'x' * 300}", ["--data_dir xxx", "File name too long"]),
+        ("--dataset folder --data_dir a\x1b[31m", [r"--data_dir a\x1b[31m: "]),
+        ("--dataset folder --data_dir \udce4", [r"--data_dir \udce4: "]),
     ],
 )
-def test_values_that_ended_in_tracebacks(arguments, words):
-    with pytest.raises(UsageError) as error:
-        setup.set_up(repetitions(parse_args(arguments.split()))[0])
-    assert all(word in str(error.value) for word in words)
+def test_values_that_ended_in_tracebacks(arguments, words, capsys):
+    """By the real command."""
+    assert main.main(arguments.split(" ")) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert said.err.startswith("main.py: ")
+    assert all(word in said.err for word in words)
 
 
-@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.type in (str, str | None)])
-@pytest.mark.parametrize("value", ["", "\0", "\udce4"])
-def test_texts_that_name_nothing(name, value, capsys):
-    with pytest.raises((UsageError, SystemExit)) as error:
-        parse_args([f"--{name}", value])
-    assert f"--{name}" in (capsys.readouterr().err if isinstance(error.value, SystemExit) else str(error.value))
-
-
-def test_a_line_break_in_a_value_stays_in_the_line():
-    with pytest.raises(UsageError) as error:
-        setup.set_up(parse_args(["--dataset", "folder", "--data_dir", "a\nb\x1b[31m"]))
-    assert str(error.value).startswith(r"--data_dir a\nb\x1b[31m: ")
-
-
-def test_the_real_command(tree):
-    """A handful at a time, as each of them loads PyTorch."""
-    mistakes = (
-        ["--dataset", "digits", "--order_seed", "5000000000"],
-        ["--dataset", "folder", "--data_dir", f"{tree}/\x1b[31m\n"],
-        [b"--dataset", b"folder", b"--data_dir", b"\xe4"],
-    )
-    command = [sys.executable, str(ROOT / "main.py")]
-    runs = [subprocess.Popen([*command, *m], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for m in mistakes]
-    for arguments, run in zip(mistakes, runs, strict=True):
-        said, error = run.communicate(timeout=300)
-        assert (run.returncode, said) == (2, b""), arguments
-        flag = arguments[-2].decode() if isinstance(arguments[-2], bytes) else arguments[-2]
-        assert flag in error.decode().splitlines()[-1]
-        assert b"Traceback" not in error
+@pytest.mark.parametrize("name", [name for name, known in SETTINGS.items() if known.type is str])
+def test_texts_that_name_nothing(name, capsys):
+    for value in ("", "\0", "\udce4"):
+        with pytest.raises((UsageError, SystemExit)) as error:
+            parse_args([f"--{name}", value])
+        assert f"--{name}" in (capsys.readouterr().err if isinstance(error.value, SystemExit) else str(error.value))
 
 
 # the other commands
 
 
-def ended(call, *arguments):
-    """The exit status of a command, given as a function; what it says is dropped."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        try:
-            return call(*arguments)
-        except SystemExit as end:
-            return end.code
-
-
-def words(*names):
-    """Command lines of these flags, values and rubbish."""
-    value = st.sampled_from((*names, *NUMBERS, *TEXTS, "--dataset", "digits", "--help")) | st.text(max_size=5)
-    return st.lists(value, max_size=6)
-
-
-def refused_or_help(status, arguments):
-    return status == 2 or (status == 0 and "--help" in arguments)
-
-
+@command("run_exp.py")
 def prepare_runs(arguments):
     """What run_exp.py does before it starts runs."""
-    try:
+    if arguments[:1] != ["-"]:  # standard input
         file, options, flags = run_exp.parse_command_line(arguments)
         run_exp.make_runs(run_exp.chosen_commands(file, options.grid), flags, options.seeds, options.runs_dir)
-    except UsageError:
-        return 2
-    return 0
 
 
-@fuzz(150)
-@given(words("--grid", "--seeds", "--jobs", "--minutes", "--table", "--runs_dir", "table1", "--nb_phases 5", "--x 'y"))
-@example(["--grid", '--nb_phases "5'])
-@example(["\0"])
-@example(["--grid", "--nb_runs 1000000000", "--dataset", "digits"])
-def test_run_exp(arguments):
-    if arguments[:1] != ["-"]:  # standard input
-        assert ended(prepare_runs, arguments) in (0, 2)
+def download(arguments):
+    """From addresses at which there is nothing."""
+    return download_checkpoints.main(["--url", "file:///nowhere", *arguments])
+
+
+ADDRESSES = "http://[ http:// http://localhost/ü ftp://x file://%00 http://a\tb/ //x".split(" ")
+OTHERS = {  # what is called, words of its command line, and command lines that ended in tracebacks
+    "run_exp": (
+        prepare_runs,
+        ["--nb_phases 5", "--x 'y", *"--grid --seeds --jobs --minutes --table --runs_dir table1".split()],
+        (["--grid", '--nb_phases "5'], ["\0"], ["--grid", "--nb_runs 1000000000", "--dataset", "digits"]),
+    ),
+    "evaluate": (
+        evaluate.main,
+        "--data_dir --device --eval_batch_size --ncm --out --nb_cl --nb_cl_fg --order_seed .".split(),
+        (["x" * 5000], ["\0"], [".", "--eval_batch_size", "9" * 400]),
+    ),
+    "convert_legacy": (
+        convert_legacy.main,
+        "--dataset --nb_cl --nb_cl_fg --order_seed no/such/folder".split(),
+        (["x" * 5000, "y"], ["\0", "y"]),
+    ),
+    "download_checkpoints": (
+        download,
+        ["--set", "--sha256", "cifar100", "a" * 64, *(f"--url={address}" for address in ADDRESSES)],
+        (["--url", "http://localhost/ü"], ["--sha256", ""], ["--out", "\0"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_commands(name):
+    call, names, known = OTHERS[name]
+    word = st.sampled_from((*names, *NUMBERS, *TEXTS, "--dataset", "digits", "--help")) | st.text(max_size=5)
+
+    def check(arguments):
+        assert ended(call, arguments) in (0, 2)
+
+    for arguments in known:
+        check(arguments)
+    fuzz(40)(given(st.lists(word, max_size=6))(check))()
 
 
 @pytest.mark.parametrize("runs_dir", ["\0", "/dev/null/x"])
 def test_run_exp_where_nothing_can_be_written(runs_dir, capsys):
     assert run_exp.main(["--grid", "--nb_phases 5", "--dataset", "digits", "--runs_dir", runs_dir]) == 2
     assert "--runs_dir" in capsys.readouterr().err
-
-
-EVALUATE = "--data_dir --device --eval_batch_size --ncm --out --nb_cl --nb_cl_fg --order_seed .".split()
-
-
-@fuzz(150)
-@given(words(*EVALUATE))
-@example(["x" * 5000])
-@example(["\0"])
-@example([".", "--eval_batch_size", "9" * 400])
-def test_evaluate(arguments):
-    assert refused_or_help(ended(evaluate.main, arguments), arguments)
-
-
-@fuzz(100)
-@given(words("--dataset", "--nb_cl", "--nb_cl_fg", "--order_seed", "no/such/folder"))
-@example(["x" * 5000, "y"])
-@example(["\0", "y"])
-def test_convert_legacy(arguments):
-    assert refused_or_help(ended(convert_legacy.main, arguments), arguments)
-
-
-ADDRESSES = "file:///nowhere http://[ http:// http://localhost/ü ftp://x file://%00 http://a\tb/ //x".split(" ")
-
-
-@fuzz(100)
-@given(words("--set", "--sha256", "cifar100", "a" * 64), st.sampled_from(ADDRESSES))
-@example([], "http://localhost/ü")
-@example(["--sha256", ""], "file:///nowhere")
-@example(["--out", "\0"], "file:///nowhere")
-def test_download_checkpoints(arguments, address):
-    """Only addresses at which nothing is: nothing is downloaded here."""
-    status = ended(download_checkpoints.main, [*arguments, "--url", address])
-    assert refused_or_help(status, arguments)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from mnemonics import algorithm as experiment
-from mnemonics.config.fields import parse_args
+from mnemonics.experiment.state import parse_args
 from mnemonics.reporting.page import write_report
 from mnemonics.reporting.paper import load_paper
 from mnemonics.reporting.read import Confusion, load_results, read_confusion, write_confusion

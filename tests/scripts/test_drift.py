@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mnemonics import algorithm as experiment
-from mnemonics.config.fields import parse_args
+from mnemonics.experiment.state import parse_args
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--dataset digits --max_images_per_class 40 --nb_phases 5 --network resnet8 --epochs 2 --device cpu "

@@ -17,10 +17,11 @@ from test_legacy import authors_modules, make, save, stand_ins
 
 from eval import convert_legacy, evaluate
 from mnemonics import algorithm
-from mnemonics.config.fields import ExperimentConfig, parse_args
+from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
 from mnemonics.evaluation import confusion_matrix
+from mnemonics.experiment.state import parse_args
 from mnemonics.protocol import class_order
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,8 +13,8 @@ import torch
 from pictures import BLUE, GREEN, ORANGE, count, pixels
 
 from mnemonics import algorithm as experiment
-from mnemonics.config.fields import parse_args
 from mnemonics.engine import files as checkpoint
+from mnemonics.experiment.state import parse_args
 from mnemonics.models.layers import BiasCorrected, CosineLinear
 from mnemonics.reporting.read import read_results
 
