@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from contexts import resolved
 from image_folders import TINY, picture, preprocessing, read, training_images
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 import main
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.config.presets import resolved, run_name
+from mnemonics.config.presets import run_name
 from mnemonics.data.batches import LabelledImages, StreamedBatches
 from mnemonics.data.files import Decoder
 from mnemonics.data.sources import load_source
