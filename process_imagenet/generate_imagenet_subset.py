@@ -3,17 +3,27 @@
     python process_imagenet/generate_imagenet_subset.py --src /data/imagenet                          links to the files
     python process_imagenet/generate_imagenet_subset.py --src /data/imagenet --resize 256x256         small copies
 
-SRC holds train/<wnid>/ and val/<wnid>/ (val may be unsorted, the devkit then says what is what), or the archives
-ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz as downloaded; Tiny-ImageNet's folders
-work too. DST gets train/<wnid>/, val/<wnid>/ and wnids.txt, the classes in the order they were drawn, with its SHA-256.
-
-The same command continues after an interruption: finished files are kept. Files that cannot be used are listed and left
-out. Exit status: 0 done, 1 some files could not be used or the disk could not be written, 2 a mistake in the command.
+SRC and all else is as for generate_imagenet.py; wnids.txt lists the classes in the order they were drawn:
+numpy.random.seed(1993), then numpy.random.choice of 100 among the sorted wnids.
 """
 
 import sys
+from collections.abc import Sequence
 
-from mnemonics.data.imagenet.prepare import main
+from mnemonics.data.prepare_imagenet import build_parser, prepare, whole_number
+from mnemonics.engine.errors import command
+
+
+@command("generate_imagenet_subset.py")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = build_parser(__doc__, "data/seed_1993_subset_100_imagenet/data")
+    add = parser.add_argument
+    add("--num_classes", type=whole_number(1, 10**6), default=100, metavar="N", help="to draw (%(default)s)")
+    add("--seed", type=whole_number(0, 2**32 - 1), default=1993, metavar="N", help="of the draw (%(default)s)")
+    options = parser.parse_args(arguments)
+    return prepare(options, options.num_classes, options.seed)
+
 
 if __name__ == "__main__":
-    sys.exit(main("generate_imagenet_subset.py", __doc__, "data/seed_1993_subset_100_imagenet/data", subset=True))
+    sys.exit(main())
