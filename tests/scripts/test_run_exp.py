@@ -1,11 +1,11 @@
-"""scripts/run_exp.py and the reproduce_*.sh that call it: tiny real runs, and its parts."""
+"""scripts/run_exp.py: tiny real runs, its command line, and the lists of runs of the paper's tables."""
 
 import dataclasses
 import fcntl
-import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,31 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from mnemonics.engine.errors import UsageError
-from mnemonics.experiment.sweep import (
-    Sweep,
-    child_environment,
-    finished,
-    last_line,
-    may_start,
-    progress,
-    run_elsewhere,
-    start_process,
-)
-from mnemonics.reporting.paper import paper_rows
+from mnemonics.experiment.paper_runs import paper_runs
+from mnemonics.experiment.sweep import child_environment
+from mnemonics.reporting.paper import TABLES, load_paper, paper_rows
+from scripts import run_exp
 
 ROOT = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("run_exp", ROOT / "scripts" / "run_exp.py")
-run_exp = importlib.util.module_from_spec(spec)
-sys.modules["run_exp"] = run_exp  # where its dataclass looks itself up
-spec.loader.exec_module(run_exp)
-
-TINY = ("--dataset digits --device cpu --network resnet8 --epochs 1 --nb_phases 1 --nb_cl_fg 5 --nb_protos 2 "
-        "--mnemonics_val_batch_size 64 "
-        "--mnemonics_epochs 1 --mnemonics_steps 1 --finetune_epochs 1").split()  # fmt: skip
+TINY = (
+    "--dataset digits --device cpu --network resnet8 --epochs 1 --nb_phases 1 --nb_cl_fg 5 --nb_protos 2 "
+    "--mnemonics_val_batch_size 64 --mnemonics_epochs 1 --mnemonics_steps 1 --finetune_epochs 1"
+).split()
 LIST = """
-# one that works, twice, and one that diverges
+# two that share their phase 0, one of them twice, and one that diverges
 python main.py --baseline icarl --exemplars herding
+python main.py --baseline bic \\
+    --exemplars herding
 python main.py --baseline icarl --exemplars herding  # again
 python main.py --baseline icarl --exemplars herding --base_lr 1e20
 """
@@ -46,8 +36,8 @@ python main.py --baseline icarl --exemplars herding --base_lr 1e20
 def start(*arguments):
     """The real script as a user starts it, on one core."""
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    command = [sys.executable, "scripts/run_exp.py", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, **pipes)
+    command, env = [sys.executable, "scripts/run_exp.py", *map(str, arguments)], os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes)
 
 
 def call(*arguments, text=""):
@@ -61,10 +51,6 @@ def runs_of(command_lines, *flags, seeds=(), runs_dir=Path("runs")):
     return run_exp.make_runs([line.split() for line in command_lines], list(flags), seeds, runs_dir)
 
 
-def results(folder):
-    return json.loads((folder / "results.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def first_call(tmp_path_factory):
     """LIST at tiny size: (folder of the runs, exit status, standard output)."""
@@ -76,40 +62,36 @@ def first_call(tmp_path_factory):
 def test_a_failing_run_is_reported_and_the_others_go_on(first_call):
     folder, status, out = first_call
     assert status == 1
-    (good,) = folder.glob("*/results.json")
-    assert len(results(good.parent)["phases"]) == 2
-    assert results(good.parent)["config"]["random_seed"] == 7
-    assert results(good.parent)["config"]["epochs"] == 1
-    assert re.search(r"^\[ 1/2\] \d\d:\d\d:\d\d digits_1phases_icarl_\S+: finished: phase 1 of 1, \d+\.\d+%", out, re.M)
-    assert re.search(r"^\[ 2/2\] \S+ \S+base_lr1e\+20\S+: failed: .*loss is nan", out, re.M)
+    found = [json.loads(path.read_text()) for path in folder.glob("*/results.json")]
+    assert sorted(results["config"]["baseline"] for results in found) == ["bic", "icarl"]
+    assert {(len(r["phases"]), r["config"]["random_seed"], r["config"]["epochs"]) for r in found} == {(2, 7, 1)}
+    models = [results["phases"][0]["phase0_model"] for results in found]
+    assert len({model["key"] for model in models}) == 1
+    assert sorted(model["taken"] for model in models) == [False, True]  # trained once, though side by side
+    assert re.search(r"^\[ 1/3\] \d\d:\d\d:\d\d digits_1phases_icarl_\S+: finished: phase 1 of 1, \d+\.\d+%", out, re.M)
+    assert re.search(r"^\[ 3/3\] \S+ \S+base_lr1e\+20\S+: failed: .*loss is nan", out, re.M)
     assert re.search(r"^failed: \S+base_lr1e\+20\S+, status 1: see \S+\.log$", out, re.M)
-    assert good.parent.with_name(f"{good.parent.name}.log").stat().st_size > 0
-
-
-def test_the_summary_is_printed_and_written(first_call):
-    folder, _, out = first_call
     assert (folder / "summary.csv").exists()
     assert (folder / "summary.md").read_text() in out
 
 
-def test_killed_and_called_again_it_skips_what_is_finished_and_finishes_the_rest(first_call):
-    """The rest shares the phase-0 model of what is finished."""
+def test_killed_and_called_again_it_skips_what_is_finished_and_waits_for_what_is_still_running(first_call):
     folder = first_call[0]
-    (good,) = folder.glob("*icarl*/results.json")
-    before = good.stat().st_mtime_ns
+    (finished,) = folder.glob("*icarl*/results.json")
+    before = finished.stat().st_mtime_ns
     arguments = ("--grid", "--baseline icarl lwf", "--exemplars herding", "--runs_dir", folder, "--seeds", 7, *TINY)
     with start(*arguments) as process:
         while "lwf" not in (line := process.stdout.readline()):
             assert line
         process.kill()  # main.py goes on
     assert process.returncode == -signal.SIGKILL
-    status, out, error = call(*arguments)  # waits for it
+    status, out, error = call(*arguments)
     assert (status, error) == (0, "")
     assert "icarl" in next(line for line in out.splitlines() if "finished before: phase 1 of 1" in line)
-    assert good.stat().st_mtime_ns == before
+    assert finished.stat().st_mtime_ns == before
+    assert "another process is working on it" in out
     (lwf,) = folder.glob("*lwf*/results.json")
-    assert [phase["phase"] for phase in results(lwf.parent)["phases"]] == [0, 1]
-    assert results(lwf.parent)["phases"][0]["phase0_model"]["taken"]
+    assert [phase["phase"] for phase in json.loads(lwf.read_text())["phases"]] == [0, 1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -118,164 +100,85 @@ def test_a_signal_stops_everything(tmp_path, number):
         assert "2 runs" in process.stdout.readline()
         assert "started" in process.stdout.readline()
         process.send_signal(number)
-        out, _ = process.communicate(timeout=300)
+        out, error = process.communicate(timeout=300)
     assert process.returncode == 128 + number
-    assert f"{number.name}: 2 of 2 runs left; the same command continues" in out
-    (run, _) = runs_of(["--baseline icarl", "--baseline lwf"], *TINY, runs_dir=tmp_path)
-    assert run.log.exists()
-    assert not run_elsewhere(run)
+    assert number.name in error
+    assert "icarl" in next(line for line in out.splitlines() if line.endswith(": stopped"))
+    assert "2 of 2 runs left; the same command continues" in out
+    (path,) = tmp_path.glob("*.log")
+    with path.open() as log:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises while a process works on the run
 
 
-def test_no_time_starts_nothing(tmp_path):
-    status, out, _ = call("--minutes", 0, "--runs_dir", tmp_path, *TINY)
+@pytest.mark.parametrize(("minutes", "logs"), [(0, 0), (0.001, 1)])
+def test_out_of_time(tmp_path, minutes, logs):
+    status, out, _ = call("--minutes", minutes, "--runs_dir", tmp_path, "--grid", "--baseline lwf bic", *TINY)
     assert status == 0
-    assert "out of time: 2 of 2 runs left" in out  # --nb_phases 1 makes two of the six
-    assert list(tmp_path.iterdir()) == []
+    assert "2 of 2 runs left" in out
+    assert len(list(tmp_path.glob("*.log"))) == logs == out.count(": stopped\n")
 
 
-def test_out_of_time_ends_what_is_running(tmp_path, monkeypatch, capsys):
-    def start_process(run, env):
-        sweep.began -= 3600  # an hour passes
-        return subprocess.Popen(["sleep", "600"])
-
-    monkeypatch.setattr("mnemonics.experiment.sweep.start_process", start_process)
-    sweep = Sweep(runs_of(["--nb_phases 5", "--nb_phases 10"], runs_dir=tmp_path), jobs=1)
-    assert sweep.go(1800) == 0
-    assert (len(sweep.pending), sweep.running) == (2, {})
-    out = capsys.readouterr().out
-    assert "5phases_lucir_mnemonics: stopped" in out
-    assert "10phases" not in out
-
-
-def test_a_run_that_another_process_has_in_hand_is_not_started(tmp_path):
-    (run,) = runs_of([""], runs_dir=tmp_path)
-    assert not run_elsewhere(run)
-    with open(run.log, "ab") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
-        holder = subprocess.Popen(["sleep", "600"], stdout=log)
-    try:
-        assert run_elsewhere(run)
-        assert start_process(run, dict(os.environ)) is None
-    finally:
-        holder.kill()
-        holder.wait()
-    assert not run_elsewhere(run)
-
-
-MISTAKES = {
-    "flag": ("python main.py --epoch 3", ["python main.py --epoch 3", "unrecognized arguments"]),
-    "value": ("python main.py\npython main.py --epochs 0", ["main.py --epochs 0", "greater than 0"]),
-    "phases": ("python main.py --nb_phases 7", ["main.py --nb_phases 7", "50 classes left"]),
-    "out": ("python main.py --out x", ["main.py --out x", "--runs_dir"]),
-    "help": ("python main.py --help", ["main.py --help", "no experiment"]),
-    "line": ("python other.py --epochs 3", ["python other.py --epochs 3", "not of the form"]),
-    "quote": ("python main.py --device 'cpu", ["--device 'cpu", "quotation"]),
-    "empty": ("# nothing\n\n", ["no command"]),
-    "folder": ("python main.py\npython main.py --device cpu", ["--device cpu", "same run folder"]),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_a_command_ends_in_one_line_before_anything_starts(mistake, tmp_path, capsys, monkeypatch):
-    text, words = MISTAKES[mistake]
-    (tmp_path / "list.txt").write_text(text)
-    monkeypatch.chdir(ROOT)
-    assert run_exp.main([str(tmp_path / "list.txt"), "--runs_dir", str(tmp_path / "runs")]) == 2
-    output = capsys.readouterr()
-    assert output.err.count("\n") == 1
-    assert all(word in output.err for word in words), output.err
-    assert output.out == ""
-    assert not (tmp_path / "runs").exists()
+LISTS = [  # with a mistake, and what the message must name
+    ("python main.py --epoch 3", ["python main.py --epoch 3", "unrecognized arguments"]),
+    ("python main.py --dataset nothing", ["--dataset nothing", "invalid choice"]),
+    ("python main.py\npython main.py --epochs 0", ["main.py --epochs 0", "greater than 0"]),
+    ("python main.py --nb_phases 7", ["main.py --nb_phases 7", "50 classes left"]),
+    ("python main.py --out x", ["main.py --out x", "--runs_dir"]),
+    ("python main.py --nb_runs 2", ["main.py --nb_runs 2", "--seeds"]),
+    ("python main.py --help", ["main.py --help", "no experiment"]),
+    ("python other.py --epochs 3", ["python other.py --epochs 3", "not of the form"]),
+    ("python main.py --device 'cpu", ["list.txt", "quotation"]),
+    ("# nothing\n\n", ["no command"]),
+    ("python main.py\npython main.py --device cpu", ["--device cpu", "same run folder"]),
+]
+COMMAND_LINES = [
+    ("nowhere.txt", ["nowhere.txt: cannot be read"]),
+    ("--jobs 2 list.txt", ["list.txt"]),
+    ("list.txt --grid '--epochs 1 2'", ["one of the two"]),
+    ("--grid 'epochs 1'", ["must be a flag"]),
+    ("--jobs 0", ["--jobs 0", "greater than 0"]),
+    ("--minutes -1", ["--minutes -1", "at least 0"]),
+    ("--runs_dir /dev/null/runs", ["cannot be made"]),
+]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["nowhere.txt"], "nowhere.txt: cannot be read"),
-        (["--jobs", "2", "list.txt"], "list.txt"),
-        (["list.txt", "--grid", "--epochs 1 2"], "one of the two"),
-        (["--grid", "epochs 1"], "must be a flag"),
-        (["--seeds", "1", "--nb_runs", "2"], "one of the two"),
-        (["--jobs", "0"], "at least 1"),
-        (["--minutes", "-1"], "at least 0"),
-        (["--runs_dir", "/dev/null/runs"], "cannot be made"),
-    ],
+    ("text", "line", "words"),
+    [(text, "list.txt", words) for text, words in LISTS] + [("", line, words) for line, words in COMMAND_LINES],
 )
-def test_a_mistake_on_the_command_line_has_status_2(arguments, words):
-    status, out, error = call(*arguments)
-    assert (status, out) == (2, "")
-    assert words in error
-    assert "Traceback" not in error
+def test_a_mistake_ends_in_one_line_before_anything_starts(text, line, words, tmp_path, capsys, monkeypatch):
+    (tmp_path / "list.txt").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_exp, "ROOT", tmp_path)
+    assert run_exp.main(shlex.split(line)) == 2
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1
+    assert all(word in output.err for word in words), output.err
+    assert (output.out, len(list(tmp_path.iterdir()))) == ("", 1)
 
 
-def test_the_standard_set():
-    runs = runs_of([" ".join(command) for command in run_exp.STANDARD])
-    expected = [f"cifar100_{n}phases_lucir_{m}" for n in (5, 10, 25) for m in ("baseline", "mnemonics")]
-    assert [run.folder.name for run in runs] == expected
-    assert runs[0].arguments[-4:] == ("--phase0_dir", "runs/phase0", "--out", f"runs/{expected[0]}")
+def test_a_grid_is_the_product_and_seeds_come_one_after_the_other():
+    commands = run_exp.chosen_commands(None, ["--baseline lucir icarl", "--nb_phases 5 10"])
+    found = [run.config for run in run_exp.make_runs(commands, ["--epochs", "2"], [1, 2], Path())]
+    expected = [(seed, name, n) for seed in (1, 2) for name in ("lucir", "icarl") for n in (5, 10)]
+    assert [(config.random_seed, config.baseline, config.nb_phases) for config in found] == expected
 
 
-def test_a_grid_is_the_product():
-    commands = run_exp.grid_commands(["--baseline lucir icarl", "--nb_phases 5 10"])
-    expected = [f"--baseline {b} --nb_phases {n}" for b in ("lucir", "icarl") for n in (5, 10)]
-    assert [" ".join(command) for command in commands] == expected
+def test_folders_are_named_as_by_main_and_hold_the_shared_models_unless_the_command_names_others():
+    lines = ["--dataset digits --nb_cl 1", "--nb_cl_fg 40 --nb_cl 10 --phase0_dir elsewhere"]
+    names = ["digits_5phases_lucir_mnemonics_epochs2", "cifar100_6phases_from40_lucir_mnemonics_epochs2"]
+    first, second = runs_of(lines, "--epochs", "2")
+    assert first.arguments[-4:] == ("--phase0_dir", "runs/phase0", "--out", f"runs/{names[0]}")
+    assert second.arguments[-4:] == ("--epochs", "2", "--out", f"runs/{names[1]}")
 
 
-def test_one_run_per_command_and_seed():
-    runs = runs_of(["--nb_phases 5", "--nb_phases 10"], seeds=[1, 2])
-    assert [(run.config.random_seed, run.config.nb_phases) for run in runs] == [(1, 5), (1, 10), (2, 5), (2, 10)]
-    repeated = runs_of(["--nb_runs 2", "--baseline icarl"])
-    assert [(run.config.random_seed, run.config.baseline) for run in repeated] == [
-        (1993, "lucir"), (1993, "icarl"), (1994, "lucir")]  # fmt: skip
-    assert {run.config.nb_runs for run in repeated} == {1}
-
-
-def test_names_are_those_of_main_and_never_too_long():
-    lines = ["--dataset digits --nb_cl 1", "--nb_cl_fg 40 --nb_cl 10", f"--nb_phases 5 {' '.join(TINY[2:10])}"]
-    names = [run.folder.name for run in runs_of(lines, "--epochs", "2")]
-    assert names[:2] == ["digits_5phases_lucir_mnemonics_epochs2", "cifar100_6phases_from40_lucir_mnemonics_epochs2"]
-    every = "--mnemonics_lr 0.5 --finetune_lr 0.5 --custom_momentum 0.5 --custom_weight_decay 0.5 --T 3 --beta 0.5 "
-    every += "--mnemonics_outer_lr 0.5 --mnemonics_epochs 3 --mnemonics_steps 3 --mnemonics_batch_size 4 --lw_mr 0.5"
-    long, other = runs_of([every, every + " --dist 0.25"])
-    assert len(long.folder.name) == len(other.folder.name) == run_exp.LONGEST_NAME
-    assert long.folder != other.folder
-
-
-def test_phase0_dir_of_a_command_is_kept():
-    (run,) = runs_of(["--phase0_dir elsewhere"])
-    assert run.arguments.count("--phase0_dir") == 1
-
-
-def test_runs_that_need_the_same_phase_0_model_wait_for_it():
-    first, second, third, other = runs_of(
-        ["--method baseline", "--method mnemonics", "--nb_phases 10", "--random_seed 7"]
+def test_names_are_never_too_long():
+    every = " ".join(
+        f"--{name} 0.5" for name in "mnemonics_lr finetune_lr custom_momentum T beta lw_mr lamda base_lr".split()
     )
-    done = set()
-
-    def start_now(pending, running, free):
-        return may_start(pending, running, free, lambda run: run not in done)
-
-    assert start_now([first, second, third, other], [], 3) == [first, other]
-    assert start_now([second, third], [first, other], 1) == []
-    done.add(first)
-    assert start_now([second, third], [first, other], 2) == [second, third][:1]
-    done.add(second)
-    assert start_now([third], [first, second, other], 1) == [third]
-    done.add(third)  # such as a run that is taken up again
-    assert start_now([second, third], [runs_of([""])[0]], 1) == [second]
-    assert start_now([first, second, other], [], 0) == []
-
-
-def test_groups_differ_in_all_that_phase_0_depends_on():
-    (run,) = runs_of([""])
-    names = "dataset order_seed nb_cl_fg max_images_per_class network random_seed amp deterministic epochs base_lr"
-    for name in f"{names} custom_momentum custom_weight_decay train_batch_size".split():
-        config = dataclasses.replace(run.config, **{name: "another"})
-        assert dataclasses.replace(run, config=config).group != run.group, name
-    later = (
-        "--baseline bic --method baseline --nb_phases 25 --nb_protos 5 --beta 1 --mnemonics_steps 3 --no_adjust --ncm"
-    )
-    assert runs_of([later])[0].group == run.group
+    every += " --mnemonics_outer_lr 0.5 --custom_weight_decay 0.5 --mnemonics_epochs 3 --mnemonics_steps 3"
+    runs = runs_of([every, every + " --dist 0.25"])
+    assert [len(run.folder.name) for run in runs] == [run_exp.LONGEST_NAME] * 2
 
 
 def test_threads_are_shared_out_unless_the_user_says_otherwise(monkeypatch):
@@ -286,100 +189,52 @@ def test_threads_are_shared_out_unless_the_user_says_otherwise(monkeypatch):
     assert child_environment(10**6)["OMP_NUM_THREADS"] == "3"
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", '{"phases": []}', '{"phases": [], "headline": "nme"}'])
-def test_half_written_results_are_no_progress(tmp_path, text):
+def test_only_whole_results_of_the_same_settings_count_as_finished(tmp_path):
     (run,) = runs_of([""], runs_dir=tmp_path)
     run.folder.mkdir()
-    (run.folder / "results.json").write_text(text)
-    assert progress(run) == (0, "")
-    assert not finished(run)
+    ours, other = (dataclasses.asdict(dataclasses.replace(run.config, epochs=epochs)) for epochs in (160, 2))
+    contents = [({"config": ours, "phases": [{}] * 6}, True), ({"config": other, "phases": [{}] * 6}, False)]
+    for content, expected in [*contents, ({}, False), ({"phases": [], "headline": "nme"}, False), ("{", False)]:
+        (run.folder / "results.json").write_text(content if content == "{" else json.dumps(content))
+        assert (run.progress(), run.finished()) == ("", expected)
 
 
-def test_a_run_with_other_settings_does_not_count_as_finished(tmp_path):
-    (run,) = runs_of([""], runs_dir=tmp_path)
-    run.folder.mkdir()
-    for epochs, expected in ((160, True), (2, False)):
-        config = dataclasses.asdict(dataclasses.replace(run.config, epochs=epochs))
-        (run.folder / "results.json").write_text(json.dumps({"config": config, "phases": [{}] * 6}))
-        assert finished(run) == expected
+@pytest.mark.parametrize(("table", "count"), [("table1", 24), ("table2", 18), ("figure4", 18), ("all", 43)])
+def test_the_lists_cover_every_number_of_the_paper_on_cifar100(table, count):
+    mine = [
+        (paper_rows(dataclasses.asdict(run.config)), str(run.config.nb_phases))
+        for run in run_exp.make_runs(paper_runs(table), [], [], Path())
+    ]
+    assert len(mine) == count
+    for part in ("table1", "table2") if table == "all" else (table,):
+        paper = load_paper()[TABLES[part]]
+        rows = {row: data["cifar100"] for row, data in paper.get("average_accuracy", {}).items()}
+        expected = {(row, n) for row, data in rows.items() for n in data}
+        expected |= {(row, n) for n, curves in paper.get("cifar100", {}).items() for row in curves}
+        assert {(rows[part], n) for rows, n in mine if part in rows} == expected
 
 
-def test_the_last_line_of_a_log_is_that_of_the_reason(tmp_path):
-    (tmp_path / "log").write_bytes(b"start\nepoch 1\rwhat went wrong\r\n\n")
-    assert last_line(tmp_path / "log") == "what went wrong"
-
-
-def reproduced(script):
-    """(--table, settled configurations) of a reproduce_*.sh."""
-    text = (ROOT / "scripts" / script).read_text()
-    ((line, commands),) = re.findall(
-        r'^exec "\$PY" scripts/run_exp.py (.*) "\$@" <<\'END\'\n(.*)^END$', text, re.M | re.S
-    )
-    arguments = [" ".join(command) for command in run_exp.read_commands(commands)]
-    assert len(runs_of(arguments)) == len(arguments)
-    file, options, flags = run_exp.parse_command_line(line.split())
-    assert (file, flags) == ("-", [])
-    return options.table, [run.config for run in runs_of(arguments)]
+def test_both_tables_in_one_go_begin_with_the_most_telling_rows():
+    rows = [" ".join(flags) for flags in paper_runs("all")]
+    assert rows[:4] == [" ".join(flags) for flags in paper_runs("table1")][:4]
+    assert rows[13] == "--nb_phases 5 --baseline lucir --method mnemonics --no-weight_transfer"  # one part alone
+    assert rows[-1] == "--nb_phases 25 --baseline lucir --method mnemonics --exemplars herding --adjust_always"
 
 
 @pytest.mark.parametrize(
-    ("script", "key"),
+    ("script", "table", "dataset"),
     [
-        ("reproduce_table1_cifar100.sh", "table1"),
-        ("reproduce_table1_imagenet_subset.sh", "table1"),
-        ("reproduce_table1_imagenet.sh", "table1"),
-        ("reproduce_table2_cifar100.sh", "table2_lucir_with_weight_transfer"),
-        ("reproduce_figure4.sh", "figure4_accuracy_per_phase"),
+        ("table1_cifar100", "table1", "cifar100"),
+        ("table1_imagenet_subset", "table1", "imagenet_sub"),
+        ("table1_imagenet", "table1", "imagenet"),
+        ("table2_cifar100", "table2", "cifar100"),
+        ("figure4", "figure4", "cifar100"),
+        ("cifar100", "all", "cifar100"),
     ],
 )
-def test_the_scripts_cover_every_number_of_their_table(script, key):
-    paper = json.loads((ROOT / "mnemonics" / "reporting" / "paper_results.json").read_text())[key]
-    if key.startswith("figure4"):
-        expected = {(curve, n) for n, curves in paper["cifar100"].items() for curve in curves}
-    else:
-        rows = paper["average_accuracy"].items()
-        expected = {(row, n) for row, data in rows for n in data["cifar100"]}
-    table, configs = reproduced(script)
-    assert key.startswith(table)
-    mine = [(paper_rows(dataclasses.asdict(config))[table], str(config.nb_phases)) for config in configs]
-    assert sorted(mine) == sorted(expected)
-
-
-def test_both_tables_in_one_go_hold_all_their_rows_the_most_telling_first():
-    paper = json.loads((ROOT / "mnemonics" / "reporting" / "paper_results.json").read_text())
-    table, configs = reproduced("reproduce_cifar100.sh")
-    mine = [({**paper_rows(dataclasses.asdict(config))}, config.nb_phases) for config in configs]
-    for name, key in (("table1", "table1"), ("table2", "table2_lucir_with_weight_transfer")):
-        expected = {(row, int(n)) for row, data in paper[key]["average_accuracy"].items() for n in data["cifar100"]}
-        assert {(rows[name], n) for rows, n in mine if name in rows} == expected
-    assert len(mine) == len({str(config) for config in configs})
-    assert table is None  # rows of both
-    assert [rows["table1"] for rows, _ in mine[:4]] == ["lucir", "lucir+mnemonics", "icarl", "icarl+mnemonics"]
-    assert [rows["table2"] for rows, _ in mine[4:6]] == ["random w/o adjusting", "herding w/o adjusting"]
-    alone = [config for config, (rows, _) in zip(configs, mine, strict=True) if not rows]
-    parts = {(c.exemplars == "mnemonics", c.weight_transfer, c.finetune_epochs > 0) for c in alone}
-    assert parts == {(False, True, False), (False, False, True), (True, False, False), (True, False, True)}
-    first_of_10 = [n for _, n in mine].index(10)
-    assert {n for _, n in mine[:first_of_10]} == {5}
-
-
-def test_the_tables_on_a_cpu_are_the_same_rows_with_other_flags():
-    text = (ROOT / "scripts" / "reproduce_cifar100_cpu.sh").read_text()
-    ((line,),) = [re.findall(r'reproduce_cifar100.sh" (.*) "\$@"', text.replace("\\\n", " "))]
-    _, options, flags = run_exp.parse_command_line(line.split())
-    assert (str(options.runs_dir), options.jobs) == ("runs/cifar100_cpu", 2)
-    assert run_exp.parse_main(flags).epochs == 12
-
-
-def test_the_scripts_name_their_data_set():
-    for script in {*(ROOT / "scripts").glob("reproduce_*.sh")} - {ROOT / "scripts" / "reproduce_cifar100_cpu.sh"}:
-        data = {"subset": "imagenet_sub", "imagenet": "imagenet"}.get(script.stem.split("_")[-1], "cifar100")
-        commands = re.findall(r"^python main\.py --dataset (\S+) ", script.read_text(), re.M)
-        assert set(commands) == {data}
-        assert os.access(script, os.X_OK)
-
-
-def test_a_command_that_argparse_refuses_raises_one_line():
-    with pytest.raises(UsageError, match="invalid choice") as error:
-        run_exp.parse_main(["--dataset", "nothing"])
-    assert "\n" not in str(error.value)
+def test_the_scripts_name_their_table_and_data_set(script, table, dataset):
+    path = ROOT / "scripts" / f"reproduce_{script}.sh"
+    assert os.access(path, os.X_OK)
+    (words,) = re.findall(r'run_exp\.py (.*) "\$@"$', path.read_text(), re.M)
+    _, options, flags = run_exp.parse_command_line(words.split())
+    assert (options.table, run_exp.parse_main(flags).dataset) == (table, dataset)
