@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mnemonics.data.folders import Split, inode_of, notice_of_links
 from mnemonics.data.images import ImageError, read_rgb
-from mnemonics.data.pickles import Machine, PickledArray, PickleError
+from mnemonics.data.pickles import PickledArray, PickleError, Reader
 from mnemonics.engine.errors import UsageError, printable
 
 NUM_CLASSES, SIZE = 100, 32
@@ -175,8 +175,7 @@ def md5_of(path: Path) -> str:
 def read_pickle(path: Path, shown: str) -> dict[Any, Any]:
     """Unpickle a dictionary from a file that nobody vouches for. Raises DataError and OSError."""
     try:
-        with path.open("rb") as file:
-            content = Machine().run(file)
+        content = Reader(path.read_bytes()).load()
     except PickleError as error:
         raise DataError(f"{shown} is damaged or not a file of CIFAR-100 ({error})") from error
     if type(content) is not dict:

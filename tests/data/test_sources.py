@@ -322,7 +322,7 @@ def test_a_malicious_pickle_runs_nothing(root, tmp_path, name, protocol):
 @pytest.mark.parametrize("function", [eval, getattr, np.load, np.fromfile, time.sleep, np.ndarray.tofile])
 def test_other_names_are_refused(root, function):
     write(root / FOLDER / "meta", {"fine_label_names": Evil(function, "1")}, protocol=4)
-    assert "refused: it asks for" in message(root)
+    assert "refused: it" in message(root)
 
 
 def test_forged_object_arrays_are_refused(root):
