@@ -22,7 +22,8 @@ from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.folders import list_splits, notices_of
 from mnemonics.data.image_source import ImageSource
 from mnemonics.data.images import DataError, read_rgb, usage_errors
-from mnemonics.data.pickles import Machine, PickledArray, PickleError
+from mnemonics.data.pickles import PickledArray, Reader
+from mnemonics.engine.pickle_scan import PickleError
 
 NUM_CLASSES, SIZE = 100, 32
 OFFICIAL_COUNTS = (50_000, 10_000)
@@ -160,8 +161,7 @@ def read_python_split(path: Path, shown: str) -> Split:
 def read_pickle(path: Path, shown: str) -> dict[Any, Any]:
     """Unpickle a dictionary from a file that nobody vouches for. Raises DataError and OSError."""
     try:
-        with path.open("rb") as file:
-            content = Machine().run(file)
+        content = Reader(path.read_bytes()).load()
     except PickleError as error:
         raise DataError(f"{shown} is damaged or not a file of CIFAR-100 ({error})") from error
     if type(content) is not dict:

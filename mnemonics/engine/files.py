@@ -1,7 +1,6 @@
-"""Files of a run folder: they appear whole or not at all, and a damaged one is known by its checksum."""
+"""Files of a run folder: they appear whole or not at all, and a damaged one is known by its checksums."""
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -12,10 +11,10 @@ from typing import Any
 import torch
 
 from mnemonics.engine.distributed import bytes_from_main, world
+from mnemonics.engine.pickle_scan import PickleError, open_archive, scan
 
-FORMAT = 3  # 2: held-out exemplars; 3: checksum, phases under way
-MARK = b"sha256:"  # the comment of the zip archive is this and 64 hex digits
-SEAL_BYTES = len(MARK) + 64
+FORMAT = 4  # 3: exemplars held out are stored apart; 4: a mask says which they are
+PROTOCOL_2 = b"\x80\x02"  # the start of every pickle that torch.save writes
 
 
 class DamagedError(ValueError):
@@ -75,38 +74,22 @@ def write_if_new(path: Path, data: bytes) -> None:
 
 
 def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
-    """Write tensors and plain values, with a checksum; the file that was there is kept as `keep`, if given.
-
-    The file is what torch.save writes, a zip archive whose comment says "sha256:" and the SHA-256 of the archive
-    without that comment: torch.load reads it, too.
-    """
+    """Write tensors and plain values, as torch.save does; the file that was there is kept as `keep`, if given."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
-    atomic_write(path, sealed(buffer.getvalue()), keep)
+    atomic_write(path, buffer.getvalue(), keep)
 
 
-def sealed(archive: bytes) -> bytes:
-    """A zip archive without a comment -> the same with its checksum as the comment. Its last two bytes are the length
-    of the comment."""
-    seal = MARK + hashlib.sha256(archive).hexdigest().encode()
-    return archive[:-2] + SEAL_BYTES.to_bytes(2, "little") + seal
-
-
-def unsealed(data: bytes) -> bytes | None:
-    """What `sealed` was given, or None where the checksum is missing or wrong."""
-    archive = data[: -SEAL_BYTES - 2] + bytes(2)
-    return archive if sealed(archive) == data else None
-
-
-def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what `save` wrote; rank 0 does, for all processes. Runs no code from the file.
+def load(path: Path, device: torch.device, oldest: int = FORMAT) -> dict[str, Any]:
+    """Read what `save` wrote, in this format or one since `oldest`; rank 0 does, for all processes. Runs no code from
+    the file.
 
     Raises:
-        DamagedError: if the checksum is wrong.
-        ValueError: if the file is of another format version, or something else with a checksum that is right.
+        DamagedError: if it is no file that torch.save wrote, or was changed since.
+        ValueError: if it is of another format version, or something else that is whole.
         OSError: if it cannot be read.
     """
-    return parsed(path, path.read_bytes() if world() == 1 else bytes_from_main(path.read_bytes), device)
+    return parsed(path, path.read_bytes() if world() == 1 else bytes_from_main(path.read_bytes), device, oldest)
 
 
 def load_alone(path: Path) -> dict[str, Any]:
@@ -114,28 +97,33 @@ def load_alone(path: Path) -> dict[str, Any]:
     return parsed(path, path.read_bytes(), torch.device("cpu"))
 
 
-def parsed(path: Path, data: bytes, device: torch.device) -> dict[str, Any]:
+def parsed(path: Path, data: bytes, device: torch.device, oldest: int = FORMAT) -> dict[str, Any]:
     """What `save` was given when it wrote `data` to `path`; raises as `load`."""
-    archive = unsealed(data)
-    if archive is None:
-        version = version_of(data)
-        if version in (None, FORMAT):
-            raise DamagedError(f"{path}: damaged, or no checkpoint of this program (its checksum is not right)")
-    else:
-        try:
-            state = torch.load(io.BytesIO(archive), map_location=device, weights_only=True)
-            version = state["format"]
-        except Exception as error:  # torch.load promises no closed list of errors
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{path}: cannot be read, though its checksum is right ({reason})") from error
-    if version != FORMAT:
+    try:
+        pickled = whole_pickle(data)
+    except Exception as error:  # zipfile promises no closed list of errors
+        raise DamagedError(f"{path}: damaged, or no checkpoint of this program ({reason(error)})") from error
+    try:
+        if not pickled.startswith(PROTOCOL_2):  # torch.load warns of others, then refuses them
+            raise PickleError("another protocol than torch.save's")
+        scan(pickled)
+        state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        version = int(state["format"])
+    except Exception as error:  # torch.load promises no closed list of errors
+        raise ValueError(f"{path}: cannot be read, though its checksums are right ({reason(error)})") from error
+    if not oldest <= version <= FORMAT:
         raise ValueError(f"{path}: checkpoint format {version}, this version reads format {FORMAT}")
     return state
 
 
-def version_of(data: bytes) -> int | None:
-    """The format version that a file without a checksum claims to have; None where it cannot be told."""
-    try:
-        return int(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)["format"])
-    except Exception:  # torch.load promises no closed list of errors
-        return None
+def whole_pickle(data: bytes) -> bytes:
+    """The pickle in a file that torch.save wrote. Raises whatever where any checksum in the zip archive is wrong."""
+    archive, name = open_archive(data)
+    damaged = archive.testzip()
+    if damaged is not None:
+        raise PickleError(f"the checksum of {damaged} is wrong")
+    return archive.read(name)
+
+
+def reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

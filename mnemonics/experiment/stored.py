@@ -26,6 +26,7 @@ from mnemonics.models import restore_network
 from mnemonics.protocol import Phase, Protocol, class_order, make_protocol, phase_sizes
 
 FIXED = ("dataset", "nb_cl_fg", "nb_cl", "order_seed")  # settings that our checkpoints know better than a flag
+OLDEST_FORMAT = 3  # of checkpoints that can be evaluated; runs continue only from those of this version
 PHASE_FILE = re.compile(r"phase_(\d+)\.pt")
 
 
@@ -87,7 +88,7 @@ def own_target(path: Path, options: argparse.Namespace) -> Target:
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     """The content of one of our checkpoints. Raises UsageError."""
     try:
-        state = checkpoint.load(path, device)
+        state = upgraded(checkpoint.load(path, device, oldest=OLDEST_FORMAT))
         check(ExperimentConfig(**state["settings"]))
         if sorted(state["class_order"]) != list(range(len(state["class_order"]))):
             raise ValueError("without a class order")
@@ -99,6 +100,17 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
             f"{path}: not a checkpoint of this program, or a damaged one ({error!s:.200}); networks of the authors' "
             "code are called run_<r>_iteration_<k>_model.pth, or become ours by eval/convert_legacy.py"
         ) from error
+
+
+def upgraded(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of a finished phase as this version writes it. What finished runs left stays readable."""
+    if state["format"] == 3:
+        exemplars, held_out = state["exemplars"], state.pop("held_out")
+        counts = torch.tensor([len(exemplars["labels"]), len(held_out["labels"])])
+        joined = {name: torch.cat([exemplars[name], held_out[name]]) for name in ("images", "labels")}
+        mask = torch.tensor([False, True]).repeat_interleave(counts).to(joined["labels"].device)
+        state["exemplars"] = joined | {"held_out": mask}
+    return state
 
 
 def load_own(config: ExperimentConfig, order: tuple[int, ...], index: int, path: Path, device: torch.device) -> Loaded:

@@ -1,29 +1,26 @@
 """Reads checkpoints of the authors' code: files that `torch.save(module)` wrote, in both of its formats.
 
-Nothing in them is imported or run (`legacy_pickle.py`). `read_module` gives what a file says as inert records;
-`legacy_networks.py` fills our networks from them.
+Nothing in them is imported or run. `read_module` gives what a file says as inert records; `networks.py` fills our
+networks from them.
 """
 
-import io
 import re
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mnemonics.data.pickles import Machine, Name, PickledArray, PickleError, described
+from mnemonics.data.pickles import PickledArray, PickleError, Reader, described
 from mnemonics.engine.errors import UsageError
-from mnemonics.legacy.pickles import STORAGES, TorchMachine
-from mnemonics.legacy.records import LARGEST, LegacyError, ModuleRecord, Storage, StorageView
+from mnemonics.engine.pickle_scan import open_archive
+from mnemonics.legacy.records import LegacyError, ModuleRecord, TorchReader
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what a file of the older format starts with
-ZIP_START = b"PK\x03\x04"
 Read = TypeVar("Read")
 
 
 def read_module(path: str | Path) -> ModuleRecord:
-    """What a file that `torch.save(module)` wrote says; tensors are on the CPU, wherever they were.
+    """What a file that `torch.save(module)` wrote says.
 
     Raises:
         UsageError: for a file that is missing, empty, truncated, no such file at all, or asks for a name that is not on
@@ -72,80 +69,38 @@ def html_title(start: bytes) -> str | None:
 
 
 def module_of(data: bytes) -> ModuleRecord:
-    root = read_zip(data) if data.startswith(ZIP_START) else read_old_format(data)
+    root = read_zip(data) if data.startswith(b"PK") else read_old_format(data)
     if not isinstance(root, ModuleRecord):
         raise LegacyError(f"holds a {type(root).__name__}, not a network saved whole")
-    root.read_tensors()
     return root
 
 
 def order_of(data: bytes) -> tuple[int, ...]:
-    order = Machine().run(io.BytesIO(data))
+    order = Reader(data).load()
     if isinstance(order, PickledArray) and order.array.ndim == 1:
         order = order.array.tolist()
-    if type(order) not in (list, tuple) or not all(type(class_id) is int for class_id in order):
-        order = None
-    if order is None or sorted(order) != list(range(len(order))):
+    is_list = type(order) in (list, tuple) and all(type(class_id) is int for class_id in order)
+    if not is_list or sorted(order) != list(range(len(order))):
         raise LegacyError("holds no class order: needed is every class id from 0 on exactly once")
     return tuple(order)
 
 
-class Storages:
-    """The storages that a pickle refers to, by their key in the file."""
-
-    def __init__(self) -> None:
-        self.by_key: dict[str, Storage] = {}
-
-    def persistent(self, what: Any) -> Any:
-        """What a persistent id of PyTorch stands for: a class, whose source code comes along and is dropped here, or
-        (a view of) a storage, from whichever device."""
-        if type(what) is not tuple or len(what) < 2:
-            raise LegacyError("damaged: it refers to something unknown outside the pickle")
-        if what[0] == "module" and isinstance(what[1], Name):
-            return what[1]
-        if what[0] != "storage" or len(what) not in (5, 6) or not isinstance(what[1], Name):
-            raise LegacyError("damaged: it refers to something unknown outside the pickle")
-        _, kind, key, _, numel, *view = what
-        if kind.full not in STORAGES or type(key) is not str or type(numel) is not int or not 0 <= numel < LARGEST:
-            raise LegacyError("damaged: a storage without type, key or size")
-        storage = self.by_key.setdefault(key, Storage(STORAGES[kind.full], numel))
-        if not view or view[0] is None:
-            return StorageView(storage, 0, storage.numel)
-        _, start, count = view[0]
-        if type(start) is not int or type(count) is not int or not 0 <= start <= start + count <= storage.numel:
-            raise LegacyError("damaged: a view that is not inside its storage")
-        return StorageView(storage, start, count)
-
-
 def read_zip(data: bytes) -> Any:
     """The object in a file of the newer format: a zip archive with data.pkl and a file per storage."""
-    storages = Storages()
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
-            if len(names) != 1:
-                raise LegacyError("a zip archive, but not one that torch.save wrote")
-            folder = names[0].removesuffix("data.pkl")
-            if f"{folder}byteorder" in archive.namelist():
-                check_byte_order(stored(archive, f"{folder}byteorder") == b"little")
-            root = TorchMachine(storages.persistent).run(io.BytesIO(stored(archive, names[0])))
-            files = {f"{folder}data/{key}": storage for key, storage in storages.by_key.items()}
-            if sum(archive.getinfo(name).compress_size for name in files) > len(data):
-                raise LegacyError("refused: its files overlap, so that they would be larger than it is")
-            for name, storage in files.items():
-                storage.fill(stored(archive, name))
+        archive, name = open_archive(data)
+        folder = name.removesuffix("data.pkl")
+        if f"{folder}byteorder" in archive.namelist():
+            check_byte_order(archive.read(f"{folder}byteorder") == b"little")
+        reader = TorchReader(archive.read(name), 0, len(data))
+        root = reader.load()
+        for key in reader.storages:
+            reader.fill(key, archive.read(f"{folder}data/{key}"))
     except PickleError:
         raise
     except Exception as error:  # zipfile promises no closed list of errors
-        raise LegacyError(f"truncated or damaged ({error})") from error
+        raise LegacyError(f"truncated or damaged ({str(error)[:200]})") from error
     return root
-
-
-def stored(archive: zipfile.ZipFile, name: str) -> bytes:
-    """The content of a file in the archive. PyTorch compresses nothing; what is compressed could be of any size."""
-    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
-        raise LegacyError(f"refused: {name} is compressed, which torch.save never does")
-    return archive.read(name)
 
 
 def check_byte_order(little_endian: bool) -> None:
@@ -156,24 +111,32 @@ def check_byte_order(little_endian: bool) -> None:
 def read_old_format(data: bytes) -> Any:
     """The object in a file of the older format: three pickles that say which format it is, the object's, one with the
     storages' keys, then for each storage its number of elements (int64) and its numbers."""
-    file, storages = io.BytesIO(data), Storages()
     try:
-        known = Machine().run(file) == MAGIC
+        magic, position = next_object(data, 0)
     except PickleError:
-        known = False
-    if not known:
+        magic = None
+    if magic != MAGIC:
         raise LegacyError("not a file that torch.save wrote")
-    protocol, system = (Machine().run(file) for _ in range(2))
+    protocol, position = next_object(data, position)
+    system, position = next_object(data, position)
     if protocol != PROTOCOL or type(system) is not dict:
         raise LegacyError(f"protocol {described(protocol)} of torch.save, known is {PROTOCOL}")
     check_byte_order(system.get("little_endian") is True)
-    root = TorchMachine(storages.persistent).run(file)
-    keys = Machine().run(file)
-    if type(keys) is not list or any(type(key) is not str or key not in storages.by_key for key in keys):
-        raise LegacyError("damaged: it stores numbers of no tensor")
+    reader = TorchReader(data, position, len(data))
+    root = reader.load()
+    keys, position = next_object(data, reader.end)
+    if type(keys) is not list or not all(type(key) is str for key in keys) or set(keys) != reader.storages.keys():
+        raise LegacyError("damaged: it stores the numbers of other tensors")
     for key in keys:
-        storage = storages.by_key[key]
-        if int.from_bytes(file.read(8), "little") != storage.numel:
+        storage, start = reader.storages[key], position + 8
+        if int.from_bytes(data[position:start], "little") != storage.numel():
             raise LegacyError("truncated or damaged: the size of a tensor is missing or another one")
-        storage.fill(file.read(storage.bytes))
+        position = start + storage.nbytes
+        reader.fill(key, data[start:position])
     return root
+
+
+def next_object(data: bytes, start: int) -> tuple[Any, int]:
+    """The object whose pickle begins at `start`, and where that ends."""
+    reader = Reader(data, start)
+    return reader.load(), reader.end

@@ -458,14 +458,19 @@ def test_a_checkpoint_of_format_2(server, interrupted, tmp_path):
 
 
 def test_damaged_phases_are_not_evaluated(short, tmp_path):
-    draw = random.Random(SEED)
+    """Unless the damage is where nothing is stored, such as the padding of the zip archive."""
+    draw, refused = random.Random(SEED), 0
+    whole = archive_of(read_state(short[0] / "phase_1.pt", CPU))
     for number in range(DAMAGED_PHASES):
-        path = shutil.copy(short[0] / "phase_1.pt", tmp_path)
-        done = damage(Path(path), draw)
-        with pytest.raises(UsageError) as refusal:
-            read_state(Path(path), CPU)
-        assert str(refusal.value).startswith(f"{path}: "), (number, done)
-        assert "\n" not in str(refusal.value), (number, done)
+        path = Path(shutil.copy(short[0] / "phase_1.pt", tmp_path))
+        done = damage(path, draw)
+        try:
+            assert archive_of(read_state(path, CPU)) == whole, (number, done)
+        except UsageError as error:
+            refused += str(error).startswith(f"{path}: ") and "\n" not in str(error)
+        else:
+            refused += 1
+    assert refused == DAMAGED_PHASES
 
 
 class Malicious:
@@ -480,12 +485,12 @@ def archive_of(state):
 
 
 def test_rubbish_is_refused(tmp_path, monkeypatch):
-    """Bytes of all kinds, sealed and unsealed, as checkpoints: one kind of error, and nothing is run."""
+    """Bytes of all kinds as checkpoints: one kind of error, and nothing is run."""
     monkeypatch.chdir(tmp_path)
     draw = random.Random(SEED)
     good, bad = archive_of({"format": 3, "weights": torch.ones(3)}), archive_of({"format": 3, "x": Malicious()})
     for number in range(FUZZ):
-        data = bytearray(draw.choice([good, bad, checkpoint.sealed(good), checkpoint.sealed(bad)]))
+        data = bytearray(draw.choice([good, bad]))
         kind = draw.choice(["bytes", "cut", "random", "other"])
         if kind == "random":
             data = bytearray(draw.randbytes(draw.randrange(300)))
@@ -499,7 +504,7 @@ def test_rubbish_is_refused(tmp_path, monkeypatch):
                 data[draw.randrange(len(data))] = draw.randrange(256)
         data = bytes(data)
         try:
-            state = checkpoint.parsed(Path("c.pt"), checkpoint.sealed(data) if draw.random() < 0.5 else data, CPU)
+            state = checkpoint.parsed(Path("c.pt"), data, CPU)
         except Exception as error:
             told = isinstance(error, ValueError) and str(error).startswith("c.pt: ") and "\n" not in str(error)
         else:

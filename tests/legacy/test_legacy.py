@@ -7,7 +7,6 @@ import io
 import os
 import pickle
 import re
-import struct
 import sys
 import types
 import zipfile
@@ -16,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from mnemonics.data.pickles import PickleError
+from mnemonics.data.pickles import PickleError, Reader
 from mnemonics.engine.errors import UsageError
 from mnemonics.legacy import checkpoints as legacy
 from mnemonics.legacy.networks import read_network
-from mnemonics.legacy.records import TensorRecord
+from mnemonics.legacy.records import Numbers, TorchReader, rebuild_tensor
 from mnemonics.models.layers import ScaledConv2d, SplitCosineLinear
 from mnemonics.protocol import class_order
 
@@ -266,34 +265,6 @@ def test_as_pytorch_0_4_pickled_it_on_a_gpu(tmp_path, monkeypatch):
         torch.testing.assert_close(read_network(path).model.eval()(images), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_records_say_what_the_file_says(tmp_path):
-    with stand_ins(tmp_path):
-        path = save(make("resnetmtl_cifar", 3, 4, 2), tmp_path / "m.pth", True)
-    record = legacy.read_module(path)
-    block = record.children["layer1"].children["0"]
-    assert block.class_name == "models.modified_resnetmtl_cifar.BasicBlockMtl"
-    assert block.attributes["last"] is False
-    conv = block.children["conv1"]
-    assert conv.class_name == "utils.conv2d_mtl.Conv2dMtl"
-    assert conv.parameters["mtl_weight"].shape == (16, 16, 1, 1)
-    assert conv.parameters["mtl_bias"] is None
-    assert block.children["bn1"].buffers["running_var"].shape == (16,)
-
-
-def test_views_of_one_storage():
-    """The older format can store tensors as views of a common storage; offsets and strides count."""
-    machine_of = legacy.Storages()
-    root = machine_of.persistent(("storage", legacy.Name("torch.FloatStorage"), "7", "cpu", 6, None))
-    view = machine_of.persistent(("storage", legacy.Name("torch.cuda.FloatStorage"), "7", "cuda:1", 6, ("8", 2, 4)))
-    root.storage.fill(struct.pack("<6f", *range(6)))
-    rebuild = legacy.TorchMachine(None)
-    rebuild.stack = [legacy.Name("torch._utils._rebuild_tensor_v2"), (view, 1, (2,), (2,), False, None)]
-    rebuild.do_REDUCE(None)
-    assert rebuild.stack[0].tensor().tolist() == [3.0, 5.0]
-    with pytest.raises(legacy.LegacyError, match="not inside"):
-        machine_of.persistent(("storage", legacy.Name("torch.FloatStorage"), "7", "cpu", 6, ("9", 4, 3)))
-
-
 # class orders
 
 
@@ -324,6 +295,19 @@ def test_what_is_no_class_order_is_refused(value, tmp_path):
 # refusals
 
 
+def refusal(read, path, data=None):
+    """What a user is told of a file, in one line after its name."""
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(UsageError) as refused:
+        read(path)
+    assert authors_modules() == []
+    start, line = f"{path}: ", str(refused.value)
+    assert line.startswith(start)
+    assert "\n" not in line
+    return line.removeprefix(start)
+
+
 class Evil:
     """Unpickling it runs a command that leaves a file."""
 
@@ -339,12 +323,10 @@ def evil_objects(mark):
     return {
         "os.system": Evil(os.system, f"touch {mark}"),
         "eval": Evil(eval, code),
-        "exec": Evil(exec, code),
         "getattr": Evil(getattr, "text", "upper"),
         "importlib": Evil(importlib.import_module, "os"),
         "nested": {"a": [(Evil(os.system, f"touch {mark}"),)]},
         "torch.load": Evil(torch.load, "somewhere"),
-        "OrderedDict subclass": collections.Counter("ab"),
         "object": types.SimpleNamespace(a=1),
     }
 
@@ -352,140 +334,117 @@ def evil_objects(mark):
 @pytest.mark.parametrize("kind", evil_objects(""))
 @pytest.mark.parametrize("where", ["old", "zip", "order 0", "order 2", "order 4"])
 def test_a_pickle_that_tries_to_run_code_is_refused_and_nothing_ran(kind, where, tmp_path):
-    mark = tmp_path / "ran"
-    evil, path = evil_objects(mark)[kind], tmp_path / "m.pth"
+    mark, path, read = tmp_path / "ran", tmp_path / "m.pth", legacy.read_order
+    evil = evil_objects(mark)[kind]
     if where.startswith("order"):
         path.write_bytes(pickle.dumps(evil, int(where[-1])))
-        read = legacy.read_order
     else:
+        read = legacy.read_module
         with stand_ins(tmp_path):
-            module = make("resnet_cifar", 3, 4)
+            module = make("resnet_cifar", 1, 4)
             module.surprise = evil
             save(module, path, where == "old")
-        read = legacy.read_module
-    with pytest.raises(UsageError, match=r"m\.pth: refused: (it asks for '[\w.]+'|the pickle operation)") as refused:
-        read(path)
-    assert "\n" not in str(refused.value)
+    assert re.match(r"refused: it asks for '[\w.]+'", refusal(read, path))
     assert not mark.exists()
-    assert authors_modules() == []
-    if kind == "os.system":
-        assert "posix.system" in str(refused.value)
 
 
 @pytest.mark.parametrize(
     "program",
     [
-        b"cos\nsystem\n(S'touch x'\ntR.",
         b"(S'touch x'\nios\nsystem\n.",
         b"(cos\nsystem\nS'touch x'\no.",
         b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x07touch x\x85R.",
-        b"ctorch.nn.modules.conv\nConv2d\n(S'x'\ntR.",  # a known module, called
+        b"ctorch.nn.modules.conv\nConv2d\n(S'x'\ntR.",  # a known module, called with something
         b"\x80\x02ctorch._utils\n_rebuild_parameter\n)\x81.",  # a known function, as a class
+        b"\x80\x02cnumpy\ndtype\n)\x81.",
         b"\x80\x02ctorch.nn.modules.conv\nConv2d\nK\x01\x85\x81.",  # a module with arguments
-        b"\x80\x02cnumpy\ndtype\n}X\x01\x00\x00\x00aK\x01sb.",  # setting what is not ours to set
+        *(  # setting what is not ours to set: else it would be so for the next file, too
+            b"\x80\x02c%b\n%bb." % (name, state)
+            for name in (b"numpy\ndtype", b"numpy\nndarray", b"torch.nn.modules.conv\nConv2d",
+                         b"collections\nOrderedDict", b"torch\nFloatStorage", b"torch._utils\n_rebuild_parameter")
+            for state in (b"}X\x01\x00\x00\x00aK\x01s", b"N}X\x01\x00\x00\x00aK\x01s\x86")
+        ),
         b"\x82\x01.",  # extension registry
         b"P1\n.",
         b"]K\x01\x85e.",
-        b"",
+        b"\x80\x02K\x01\x80\x02.",
+        b"N0N.",
         b".",
         b"\x80\x02K\x01K\x02s.",
     ],
-)
-def test_crafted_pickles_are_refused(program, tmp_path):
-    (tmp_path / "order.pkl").write_bytes(program)
-    with pytest.raises(UsageError, match=r"order\.pkl: (refused|truncated|damaged|the file is empty)"):
-        legacy.read_order(tmp_path / "order.pkl")
-    with pytest.raises(PickleError, match=r"refused|truncated|damaged"):
-        legacy.TorchMachine(None).run(io.BytesIO(program))
-
-
-def test_refusing_leaves_nothing_behind_for_the_next_file(tmp_path):
-    """Setting attributes of what the names stand for is not possible."""
-    path = tmp_path / "order.pkl"
-    for name in (b"numpy\ndtype", b"numpy\nndarray", b"torch.nn.modules.conv\nConv2d", b"collections\nOrderedDict"):
-        path.write_bytes(b"\x80\x02c" + name + b"\nN}X\x01\x00\x00\x00aK\x01s\x86b.")
-        with path.open("rb") as file, pytest.raises(PickleError, match="sets the state"):
-            legacy.TorchMachine(None).run(file)
+)  # fmt: skip
+def test_crafted_pickles_are_refused(program):
+    for read in (lambda: Reader(program).load(), lambda: TorchReader(program, 0, 100).load()):
+        with pytest.raises(PickleError, match=r"refused|truncated|damaged"):
+            read()
 
 
 @pytest.fixture(scope="module")
 def both_formats(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     with stand_ins(folder):
-        module = make("resnet_cifar", 3, 4)
+        module = make("resnet_cifar", 1, 4)
         return {old: save(module, folder / f"{old}.pth", old).read_bytes() for old in (True, False)}
 
 
 @pytest.mark.parametrize("old", [True, False])
 def test_truncated_files_are_refused(old, both_formats, tmp_path):
-    data, path = both_formats[old], tmp_path / "m.pth"
     for share in (0.001, 0.01, 0.1, 0.5, 0.9, 0.9999):
-        path.write_bytes(data[: int(share * len(data))])
-        with pytest.raises(UsageError, match=r"m\.pth: (truncated|not a file|damaged)") as refused:
-            legacy.read_module(path)
-        assert "\n" not in str(refused.value)
+        data = both_formats[old][: int(share * len(both_formats[old]))]
+        assert re.match("truncated|not a file|damaged", refusal(legacy.read_module, tmp_path / "m.pth", data))
 
 
-@pytest.mark.parametrize("old", [True, False])
-def test_damaged_files_never_end_in_another_error(old, both_formats, tmp_path):
-    draws, path = np.random.default_rng(0), tmp_path / "m.pth"
-    data = np.frombuffer(both_formats[old], np.uint8)
-    ends = data[-60_000:] if not old else data[:60_000]  # where the pickle or the zip directory is
-    for _ in range(60):
-        damaged = data.copy()
-        part = damaged[-len(ends) :] if not old else damaged[: len(ends)]
-        part[draws.integers(0, len(part), 20)] = draws.integers(0, 256, 20)
-        path.write_bytes(damaged.tobytes())
-        with contextlib.suppress(UsageError):
-            read_network(path)
+def archive(files, packed=zipfile.ZIP_STORED):
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as writer:
+        for name, content in files.items():
+            writer.writestr(name, content, packed if name.endswith("byteorder") else zipfile.ZIP_STORED)
+    return target.getvalue()
 
 
+def saved(value, old):
+    target = io.BytesIO()
+    torch.save(value, target, _use_new_zipfile_serialization=not old)
+    return target.getvalue()
+
+
+BOMB = {"archive/byteorder": bytes(10**7), "archive/data.pkl": pickle.dumps(1, 2)}
 OTHERS = {
     "empty": (b"", "the file is empty"),
     "html": (b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title>", "HTML page .*Quota exceeded"),
     "text": (b"hello", "not a file that torch.save wrote"),
-    "random": (bytes(range(256)) * 9, "not a file that torch.save wrote"),
     "plain pickle": (pickle.dumps([1, 2]), "not a file that torch.save wrote"),
+    "no network, old": (saved({"a": torch.ones(2)}, True), "holds a dict, not a network"),
+    "no network, zip": (saved({"a": torch.ones(2)}, False), "holds a dict, not a network"),
+    "another archive": (archive({"a.txt": "a"}), r"zip archive, but not one that torch\.save wrote"),
+    "two pickles": (archive({"a/data.pkl": "a", "a/DATA.pkl": "b"}), r"not one that torch\.save wrote"),
+    "compressed": (archive(BOMB, zipfile.ZIP_DEFLATED), "byteorder is compressed"),
 }
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_files_are_refused(kind, tmp_path):
     data, message = OTHERS[kind]
-    (tmp_path / "m.pth").write_bytes(data)
-    with pytest.raises(UsageError, match=rf"m\.pth: .*{message}"):
-        legacy.read_module(tmp_path / "m.pth")
+    assert re.search(message, refusal(legacy.read_module, tmp_path / "m.pth", data))
 
 
-def test_files_without_a_module_or_file_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="cannot be read"):
-        legacy.read_module(tmp_path / "none.pth")
-    for old in (True, False):
-        path = save({"a": torch.ones(2)}, tmp_path / "m.pth", old)
-        with pytest.raises(UsageError, match="holds a dict, not a network"):
-            legacy.read_module(path)
-    with zipfile.ZipFile(tmp_path / "m.pth", "w") as archive:
-        archive.writestr("a.txt", "a")
-    with pytest.raises(UsageError, match=r"zip archive, but not one that torch\.save wrote"):
-        legacy.read_module(tmp_path / "m.pth")
-
-
-def test_compressed_archives_are_refused(both_formats, tmp_path):
-    """A few kilobytes could become gigabytes."""
-    source, copy = io.BytesIO(both_formats[False]), tmp_path / "m.pth"
-    with zipfile.ZipFile(source) as original, zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in original.namelist():
-            archive.writestr(name, original.read(name))
-    with pytest.raises(UsageError, match="is compressed"):
-        legacy.read_module(tmp_path / "m.pth")
+def test_a_missing_file_is_refused(tmp_path):
+    assert "cannot be read" in refusal(legacy.read_module, tmp_path / "none.pth")
 
 
 def test_big_endian_files_are_refused(both_formats, tmp_path):
     data = re.sub(rb"(little_endianq.)\x88", lambda match: match[1] + b"\x89", both_formats[True])
-    assert data != both_formats[True]
-    (tmp_path / "m.pth").write_bytes(data)
-    with pytest.raises(UsageError, match="big-endian"):
-        legacy.read_module(tmp_path / "m.pth")
+    assert "big-endian" in refusal(legacy.read_module, tmp_path / "m.pth", data)
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride"),
+    [(0, (5,), (1,)), (1, (4,), (1,)), (0, (10**9,), (0,)), (-1, (2,), (1,)), (0, (2,), ()), (0, (2.5,), (1,)),
+     (0, (2**40, 0), (1, 1)), (0, [2], [1])],
+)  # fmt: skip
+def test_a_tensor_that_is_not_inside_its_storage_is_refused(offset, size, stride):
+    with pytest.raises(PickleError, match="damaged"):
+        rebuild_tensor(Numbers(torch.zeros(4)), offset, size, stride)
 
 
 def first_conv(network):
@@ -495,16 +454,16 @@ def first_conv(network):
 CHANGES = {
     "bias": (
         lambda n: first_conv(n).register_parameter("bias", torch.nn.Parameter(torch.ones(16))),
-        "bias is not zero",
+        r"conv1\.bias is not 0",
     ),
-    "mtl_bias": (lambda n: setattr(n.conv1, "mtl_bias", torch.nn.Parameter(torch.ones(16))), "mtl_bias is not zero"),
+    "mtl_bias": (lambda n: setattr(n.conv1, "mtl_bias", torch.nn.Parameter(torch.ones(16))), "mtl_bias is not 0"),
     "shape": (
         lambda n: setattr(first_conv(n), "weight", torch.nn.Parameter(torch.ones(16, 8, 3, 3))),
         r"\[16, 8, 3, 3\]",
     ),
     "factor shape": (
         lambda n: setattr(n.conv1, "mtl_weight", torch.nn.Parameter(torch.ones(16, 1, 1, 1))),
-        r"mtl_weight",
+        r"conv1\.factor.*\[16, 1, 1, 1\]",
     ),
     "double": (lambda n: n.double(), "float64"),
     "stride": (lambda n: setattr(first_conv(n), "stride", (2, 2)), r"stride \(2, 2\)"),
@@ -513,14 +472,14 @@ CHANGES = {
     "early last": (lambda n: setattr(n.layer1[0], "last", True), "last True, ours has False"),
     "eps": (lambda n: setattr(n.bn1, "eps", 1e-3), "eps"),
     "depth": (lambda n: setattr(n, "layer2", n.layer2[:2]), r"\[3, 2, 3\] blocks"),
-    "another shortcut": (lambda n: setattr(n.layer1[0], "downsample", torch.nn.Sequential()), "downsample"),
+    "another shortcut": (lambda n: setattr(n.layer1[0], "downsample", n.layer2[0].downsample), r"0\.shortcut"),
     "more parts": (lambda n: setattr(n, "extra", torch.nn.ReLU()), "extra"),
     "fewer parts": (lambda n: delattr(n, "bn1"), "bn1"),
-    "no weights": (lambda n: setattr(n.bn1, "weight", None), "bn1 has no weight"),
+    "no weights": (lambda n: setattr(n.bn1, "weight", None), "Missing key.*bn1\\.weight"),
     "pooling": (lambda n: setattr(n.avgpool, "padding", 1), "avgpool has padding 1"),
-    "own sigma": (lambda n: setattr(n.fc.fc1, "sigma", torch.nn.Parameter(torch.ones(1) * 2)), "sigma of its own"),
-    "head": (lambda n: setattr(n.fc.fc2, "weight", torch.nn.Parameter(torch.ones(2, 63))), r"fc\.fc2\.weight"),
-    "another layer": (lambda n: setattr(n, "fc", torch.nn.ReLU()), "fc is a torch.nn.modules.activation.ReLU"),
+    "own sigma": (lambda n: setattr(n.fc.fc1, "sigma", torch.nn.Parameter(torch.ones(1) * 2)), "fc1.sigma is not 1"),
+    "head": (lambda n: setattr(n.fc.fc2, "weight", torch.nn.Parameter(torch.ones(2, 63))), r"shape \[2, 63\]"),
+    "another layer": (lambda n: setattr(n, "fc", torch.nn.ReLU()), r"Missing|classifier\.weight"),
     "hooks": (lambda n: n.bn1._forward_hooks.update({1: 2}), "hooks"),
     "root": (None, "holds a torch.nn.modules.container.Sequential"),
 }
@@ -536,17 +495,4 @@ def test_what_our_network_cannot_express_is_refused(change, tmp_path):
         else:
             apply(network)
         path = save(network, tmp_path / "m.pth", True)
-    with pytest.raises(UsageError, match=rf"m\.pth: .*{message}") as refused:
-        read_network(path)
-    assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("offset", "size", "stride"),
-    [(0, (5,), (1,)), (1, (4,), (1,)), (0, (10**9,), (0,)), (-1, (2,), (1,)), (0, (2,), ()), (0, (2.5,), (1,))],
-)
-def test_a_tensor_that_is_not_inside_its_storage_is_refused(offset, size, stride):
-    view = legacy.Storages().persistent(("storage", legacy.Name("torch.FloatStorage"), "0", "cpu", 4, None))
-    view.storage.fill(bytes(16))
-    with pytest.raises(legacy.LegacyError, match="damaged"):
-        TensorRecord(view, offset, size, stride).tensor()
+    assert re.search(message, refusal(read_network, path))
