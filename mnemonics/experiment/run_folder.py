@@ -21,12 +21,12 @@ from mnemonics.engine.errors import UsageError
 from mnemonics.engine.progress import Partial
 from mnemonics.evaluation import summary
 from mnemonics.exemplars.memory import ExemplarMemory
+from mnemonics.experiment.results import Confusion, digest_of, write_confusion
 from mnemonics.experiment.state import Experiment, State
 from mnemonics.models import make_network, restore_network
 from mnemonics.protocol import Phase
 from mnemonics.reporting.figures import plot_accuracy
 from mnemonics.reporting.page import write_report
-from mnemonics.reporting.read import Confusion, digest_of, write_confusion
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 KEPT = ("phases", "confusion", "settings", "environment")  # of `State`, as they are

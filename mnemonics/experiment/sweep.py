@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnemonics.config.fields import ExperimentConfig, result_settings
+from mnemonics.engine.errors import UsageError
 from mnemonics.experiment.phase0 import phase0_settings
-from mnemonics.reporting.read import read_results
+from mnemonics.experiment.results import read_results
 
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 30  # how long a process that was asked to end may take
@@ -47,7 +48,7 @@ def results_of(run: Run) -> dict:
     """The content of results.json; empty where there is none that can be read."""
     try:
         return read_results(run.folder / "results.json")
-    except ValueError:
+    except UsageError:
         return {}
 
 
