@@ -74,7 +74,7 @@ def plot(panels: dict[str, list[Group]], paper: dict[str, Any] | None) -> Figure
     figure = Figure(figsize=size, dpi=figures.DPI, layout="constrained")
     for part, title in zip(figure.subfigures(1, len(panels), squeeze=False)[0], panels, strict=True):
         axes = part.add_subplot()
-        figures.plot_curves(axes, curves[title], figures.METRICS["accuracy"][2])
+        figures.plot_curves(axes, curves[title])
         axes.set_title(title, fontsize=10, parse_math=False)
         figures.legend_below(part, axes.lines, [curve.label for curve in curves[title]])
     return figure

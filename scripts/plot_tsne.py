@@ -187,7 +187,7 @@ def plot(options: argparse.Namespace, runs: list[tuple[Target, Experiment]]) -> 
         axes.set_title(name, fontsize=10, parse_math=False)
     dots = [grid[0, 0].scatter([], [], color=colour) for colour in COLOURS[: options.classes]]
     cross = grid[0, 0].scatter([], [], color=GREY, marker="x")
-    legend_below(figure, [*dots, cross], [*panel.class_names, "other classes"], columns=options.classes + 1)
+    legend_below(figure, [*dots, cross], [*panel.class_names, "other classes"], ncols=options.classes + 1)
     return figure, rows
 
 

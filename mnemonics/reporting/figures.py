@@ -35,9 +35,9 @@ INK, GREY, LINE = "#1b1f24", "#9aa1a9", "#d0d7de"  # text; what is there for com
 THEME = {INK: "ink", GREY: "grey", LINE: "line"} | {colour: f"c{i}" for i, colour in enumerate(COLOURS)}  # report.css
 SHARES = LinearSegmentedColormap.from_list("shares", [(*to_rgb(COLOURS[0]), 0.0), (*to_rgb(COLOURS[0]), 1.0)])
 STAGES = ("train", "exemplars", "finetune", "evaluate")  # of a phase, in the order of "seconds" in results.json
-METRICS = {  # key of a phase -> (key of the summary, its words in a legend, label of the axis)
-    "accuracy": ("average_accuracy", "average {}%", "accuracy on all classes seen (%)"),
-    "phase0_accuracy": ("forgetting", "forgetting {} points", "accuracy on phase-0 classes (%)"),
+METRICS = {  # key of a phase -> (key of the summary, its words in a legend)
+    "accuracy": ("average_accuracy", "average {}%"),
+    "phase0_accuracy": ("forgetting", "forgetting {} points"),
 }
 FEW_CLASSES, FEW_PHASES = 20, 11  # up to here each is named, or its number written into its cell
 
@@ -75,7 +75,7 @@ def measured_curves(runs: Sequence[tuple[str, Results]], metric: str = "accuracy
     chosen = [(f"{name}: {results['headline'].upper()}", results, results["headline"]) for name, results in runs]
     if len(runs) == 1:
         chosen = [(key.upper() + " (headline)" * (key == only["headline"]), only, key) for key in classifiers(only)]
-    summary, words, _ = METRICS[metric]
+    summary, words = METRICS[metric]
     return [
         Curve(
             f"{label}, {words.format(percent(results['summary'][summary][key]))}",
@@ -102,8 +102,8 @@ def paper_curves(runs: Sequence[Results], paper: dict[str, Any]) -> list[Curve]:
     return list(found.values())
 
 
-def plot_curves(axes: Axes, curves: Sequence[Curve], ylabel: str) -> None:
-    """Curves over the number of classes seen, without a legend."""
+def plot_curves(axes: Axes, curves: Sequence[Curve], metric: str = "accuracy") -> None:
+    """Curves of a metric over the number of classes seen, without a legend."""
     for curve in curves:
         look = {"color": curve.colour, "marker": curve.marker, "linestyle": "--" if curve.dashed else "-"}
         axes.plot(curve.x, curve.y, linewidth=1.8, markersize=5, **look)
@@ -114,17 +114,15 @@ def plot_curves(axes: Axes, curves: Sequence[Curve], ylabel: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
     if len(ticks) <= FEW_PHASES:
         axes.set_xticks(ticks)
-    axes.set(xlabel="number of classes seen", ylabel=ylabel)
+    which = "all classes seen" if metric == "accuracy" else "phase-0 classes"
+    axes.set(xlabel="number of classes seen", ylabel=f"accuracy on {which} (%)")
     axes.grid(color=LINE, linewidth=0.6)
 
 
-def legend_below(
-    figure: FigureBase, handles: Sequence[Artist], labels: Sequence[str], size: float = 9, columns: int = 1
-) -> None:
-    """A legend below the figure, where it hides nothing."""
-    place = {"loc": "outside lower center", "ncols": columns}
-    legend = figure.legend(handles, labels, fontsize=size, frameon=False, labelcolor=INK, **place)
-    for text in legend.get_texts():
+def legend_below(figure: FigureBase, handles: Sequence[Artist], labels: Sequence[str], **look: Any) -> None:
+    """A legend below the figure, where it hides nothing; `look` is for matplotlib."""
+    look = {"fontsize": 9, "frameon": False, "labelcolor": INK} | look
+    for text in figure.legend(handles, labels, loc="outside lower center", **look).get_texts():
         text.set_parse_math(False)  # a $ in the name of a folder is a $
 
 
@@ -137,7 +135,7 @@ def plot_accuracy(runs: Sequence[tuple[str, Results]], path: str | Path) -> None
     width = max(750, text_width(labels, 9) + 100, text_width([title], 10) + 40)
     figure = Figure(figsize=(width / DPI, 4.4 + 0.2 * "\n".join(labels).count("\n")), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    plot_curves(axes, curves, METRICS["accuracy"][2])
+    plot_curves(axes, curves)
     figure.suptitle(title, fontsize=10, parse_math=False)
     legend_below(figure, axes.lines, labels)
     save_figure(figure, path)

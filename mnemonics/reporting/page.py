@@ -162,8 +162,8 @@ def curve_figure(runs: Sequence[tuple[str, Results]], metric: str, paper: dict[s
         curves += figures.paper_curves([results for _, results in runs], paper)
     labels = [textwrap.fill(curve.label, 58) for curve in curves]
     figure, axes = figures.figure_for_page(2.8 + 0.16 * sum(label.count("\n") + 1 for label in labels))
-    figures.plot_curves(axes, curves, figures.METRICS[metric][2])
-    figures.legend_below(figure, axes.lines, labels, size=8)
+    figures.plot_curves(axes, curves, metric)
+    figures.legend_below(figure, axes.lines, labels, fontsize=8)
     return Illustration(CURVES[metric], figures.to_svg(figure, metric, CURVES[metric]))
 
 
@@ -203,7 +203,7 @@ def time_figure(results: Results, name: str) -> Illustration:
     figure, axes = figures.figure_for_page()
     figures.plot_seconds(axes, results["phases"])
     sums = {stage: sum(phase["seconds"].get(stage, 0.0) for phase in results["phases"]) for stage in figures.STAGES}
-    figures.legend_below(figure, axes.containers, [f"{stage}: {s:.2f} s" for stage, s in sums.items()], columns=2)
+    figures.legend_below(figure, axes.containers, [f"{stage}: {s:.2f} s" for stage, s in sums.items()], ncols=2)
     caption = f"Seconds of each stage of a phase; {sum(sums.values()):.2f} s in all."
     return Illustration(caption, figures.to_svg(figure, name, caption))
 
