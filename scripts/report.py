@@ -11,33 +11,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mnemonics.engine.errors import command
 from mnemonics.reporting.page import write_report
+from mnemonics.reporting.read import writing
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page. Returns the exit status: 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(
-        prog="report.py", description="A page on a run, or on several beside each other.", allow_abbrev=False
-    )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run folder, finished or not, or the results.json of a run"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="the page to write (report.html in the run folder; of several runs in this one)"
-    )
+@command("report.py")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(prog="report.py", description=__doc__.partition(":")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="run folder, finished or not, or the results.json of a run")
+    add("--out", type=Path, help="the page to write (report.html in the run folder; of several runs in this one)")
     options = parser.parse_args(arguments)
     alone = options.runs[0] if len(options.runs) == 1 and options.runs[0].is_dir() else Path()
     out = options.out or alone / "report.html"
-    try:
+    with writing(out):
         write_report(options.runs, out)
-    except ValueError as error:
-        print(f"report.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"report.py: --out {out}: cannot be written ({error.strerror})", file=sys.stderr)
-        return 2
     print(f"{out}: {out.stat().st_size / 2**10:.0f} KiB")
-    return 0
 
 
 if __name__ == "__main__":

@@ -279,13 +279,3 @@ def result_settings(config: ExperimentConfig) -> dict[str, Any]:
 def phase0_settings(config: ExperimentConfig) -> dict[str, Any]:
     """The settings that the training of phase 0 depends on."""
     return {name: value for name, value in result_settings(config).items() if SETTINGS[name].affects_phase0}
-
-
-# until the merge
-FIELDS = {
-    name: types.SimpleNamespace(
-        default=known.default, type=known.annotation, metadata={"affects_results": known.affects_results}
-    )
-    for name, known in SETTINGS.items()
-}
-BOUNDS = ("finetune", "joint")

@@ -22,9 +22,9 @@ from mnemonics.engine.errors import UsageError
 from mnemonics.engine.progress import Partial
 from mnemonics.evaluation import summary
 from mnemonics.exemplars.memory import ExemplarMemory
+from mnemonics.experiment.results import Confusion, digest_of, write_confusion
 from mnemonics.experiment.state import Experiment, State
 from mnemonics.models import make_network, restore_network
-from mnemonics.reporting.read import Confusion, digest_of, write_confusion
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 KEPT = ("phases", "confusion", "settings", "environment")  # of `State`, as they are

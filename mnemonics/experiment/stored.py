@@ -152,6 +152,12 @@ def scenario_of(target: Target) -> Scenario:
     return Scenario(config, source, protocol, Preprocessing.of(source, device), device)
 
 
+def open_run_folder(folder: Path, options: argparse.Namespace) -> tuple[Target, Scenario]:
+    """A run with its data, for those who look into it. Raises UsageError."""
+    target = own_target(folder, options)
+    return target, scenario_of(target)
+
+
 def check_fit(scenario: Scenario, phase: Phase, file: Path, loaded: Loaded) -> None:
     """Raises UsageError where the network is for another number of classes or another size of images."""
     config, classes, size = scenario.config, len(loaded.model.classifier.weight), scenario.source.image_size

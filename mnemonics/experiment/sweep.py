@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from mnemonics.config.fields import ExperimentConfig, result_settings
-from mnemonics.engine.errors import Interrupted
-from mnemonics.reporting.read import read_results
+from mnemonics.engine.errors import Interrupted, UsageError
+from mnemonics.experiment.results import read_results
 
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 30  # how long a process that was asked to end may take
@@ -38,7 +38,7 @@ class Run:
         """The content of results.json; empty where there is none that can be read."""
         try:
             return read_results(self.folder / "results.json")
-        except ValueError:
+        except UsageError:
             return {}
 
     def progress(self) -> str:

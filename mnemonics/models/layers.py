@@ -172,12 +172,12 @@ def shared_batch_norm(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
 
     The gradients of weight and bias are those of this share alone; DistributedDataParallel adds up the shares.
     """
-    mean, variance, count = whole_batch_statistics(x.detach().to(bn.weight.dtype))
+    mean, variance, count = statistics = whole_batch_statistics(x.detach().to(bn.weight.dtype))
     with torch.no_grad():
         bn.num_batches_tracked.add_(1)
         bn.running_mean.lerp_(mean, bn.momentum)
         bn.running_var.lerp_(variance * (count / (count - 1)), bn.momentum)  # unbiased, as nn.BatchNorm2d keeps it
-    return SharedNorm.apply(x, bn.weight, bn.bias, mean, variance, count, bn.eps)
+    return SharedNorm.apply(x, bn.weight, bn.bias, statistics, bn.eps)
 
 
 def whole_batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,8 +202,9 @@ class SharedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, count: Tensor, eps: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, statistics: tuple[Tensor, ...], eps: float
     ) -> Tensor:
+        mean, variance, count = statistics
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps), count)
         return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
 
@@ -216,4 +217,4 @@ class SharedNorm(torch.autograd.Function):
         own = torch.stack([dy.sum(OVER_IMAGES), (dy * standard).sum(OVER_IMAGES)])  # (2, c)
         dy_mean, dy_standard = summed(own) / count
         dx = (dy - dy_mean[channel] - standard * dy_standard[channel]) * (weight * scale)[channel]
-        return dx.to(x.dtype), own[1], own[0], None, None, None, None
+        return dx.to(x.dtype), own[1], own[0], None, None

@@ -10,18 +10,9 @@ from torch import Tensor
 from mnemonics.engine.errors import UsageError
 from mnemonics.engine.files import atomic_write, write_json
 from mnemonics.evaluation import summary
-from mnemonics.reporting.figures import DPI, draw_confusion, save_figure
-from mnemonics.reporting.tables import markdown
-from mnemonics.reporting.text import AVERAGE, CLASSIFIERS, FORGETTING, SUMMARY, percent
-
-
-def plot_confusion(counts: Tensor, starts: list[int], names: list[str], title: str, path: Path) -> None:
-    """Write a PNG of a confusion matrix; see `draw_confusion`."""
-    figure = Figure(figsize=(7.6, 6.6), dpi=DPI, layout="constrained")
-    image = draw_confusion(figure.add_subplot(), counts.numpy(), starts, names)
-    figure.suptitle(title, fontsize=10, parse_math=False)
-    figure.colorbar(image, label="share of the class's test images (%)")
-    save_figure(figure, path)
+from mnemonics.reporting.figures import DPI, plot_confusion, save_figure
+from mnemonics.reporting.read import writing
+from mnemonics.reporting.text import AVERAGE, CLASSIFIERS, FORGETTING, percent, render_table, summary_rows
 
 
 def phase_line(result: dict[str, Any]) -> str:
@@ -63,42 +54,28 @@ def contradictions(said: bool | None, phases: list[dict[str, Any]]) -> list[str]
 
 def to_markdown(result: dict[str, Any]) -> str:
     """The tables of an evaluation with what each number is. Accuracies in percent, forgetting in points."""
-    phases, classifiers = result["phases"], list(dict.fromkeys(k for p in result["phases"] for k in p["accuracy"]))
-    shown = {name: name.upper() for name in classifiers}
-    header = ["phase", "classes", *(f"{shown[k]} %" for k in classifiers)]
-    header += [f"{shown[k]} % on phase-0 classes" for k in classifiers]
-    rows = [
-        [
-            str(p["phase"]),
-            str(p["classes_seen"]),
-            *(percent(p[key].get(k)) for key in ("accuracy", "phase0_accuracy") for k in classifiers),
-        ]
-        for p in phases
-    ]
-    transfer, headline = "from phase 1 on" if result["weight_transfer"] else "off", shown[result["headline"]]
-    lines = [
+    phases, missing = result["phases"], result["missing_phases"]
+    names = list(dict.fromkeys(name for p in phases for name in p["accuracy"]))
+    shown, headline = [name.upper() for name in names], result["headline"].upper()
+    rows = [["phase", "classes", *(f"{n} %" for n in shown), *(f"{n} % on phase-0 classes" for n in shown)]]
+    for p in phases:
+        values = [p[key].get(name) for key in ("accuracy", "phase0_accuracy") for name in names]
+        rows.append([str(p["phase"]), str(p["classes_seen"]), *map(percent, values)])
+    transfer = "from phase 1 on" if result["weight_transfer"] else "off"
+    notes = [CLASSIFIERS[name] for name in names]
+    parts = [
         f"# {result['name']}",
-        "",
         f"{result['dataset']}, {result['network']}, weight transfer {transfer}; headline classifier: {headline}",
-        "",
-        *markdown([header, *rows]),
-        "",
-        *(summary_lines(result, shown) if len(phases) > 1 else ()),
-        *(f"* {CLASSIFIERS[k]}" for k in classifiers),
-        "* all on test images, all classes seen so far to choose from; phase-0 classes: only their test images",
-        *(f"* {notice}" for notice in result["notices"]),
-        "",
-        f"![confusion matrix of {headline} after phase {phases[-1]['phase']}](confusion.png)",
+        render_table(rows, "markdown"),
     ]
-    return "\n".join(lines) + "\n"
-
-
-def summary_lines(result: dict[str, Any], shown: dict[str, str]) -> list[str]:
-    """The table over all phases, and its definitions."""
-    rows = [[title, *(percent(result["summary"][key].get(k)) for k in shown)] for key, title in SUMMARY.items()]
-    evaluated, missing = len(result["phases"]), len(result["missing_phases"])
-    count = f"{evaluated} of all {evaluated + missing}" if missing else f"all {evaluated}"
-    return [*markdown([["", *shown.values()], *rows]), "", f"* {AVERAGE.format(phases=count)}", f"* {FORGETTING}"]
+    if len(phases) > 1:
+        parts.append(render_table(summary_rows(result), "markdown"))
+        count = f"{len(phases)} of all {len(phases) + len(missing)}" if missing else f"all {len(phases)}"
+        notes = [AVERAGE.format(phases=count), FORGETTING, *notes]
+    notes += ["all on test images, all classes seen so far to choose from; phase-0 classes: only their test images"]
+    parts.append("\n".join(f"* {note}" for note in [*notes, *result["notices"]]))
+    parts.append(f"![confusion matrix of {headline} after phase {phases[-1]['phase']}](confusion.png)")
+    return "\n\n".join(parts) + "\n"
 
 
 def check_out(folder: Path) -> None:
@@ -115,12 +92,14 @@ def check_out(folder: Path) -> None:
 def write(folder: Path, result: dict[str, Any], confusion: Tensor, starts: list[int], names: list[str]) -> str:
     """Write the three files. Returns the Markdown. Raises UsageError where the folder cannot be written."""
     text = to_markdown(result)
+    figure = Figure(figsize=(7.6, 6.6), dpi=DPI, layout="constrained")
+    image = plot_confusion(figure.add_subplot(), confusion.numpy(), starts, names)
     title = f"{result['name']}: {result['headline'].upper()} after phase {result['phases'][-1]['phase']}"
-    try:
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    figure.colorbar(image, label="share of the class's test images (%)")
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        plot_confusion(confusion, starts, names, title, folder / "confusion.png")
+        save_figure(figure, folder / "confusion.png")
         atomic_write(folder / "evaluation.md", text.encode())
         write_json(folder / "evaluation.json", result)
-    except OSError as error:
-        raise UsageError(f"--out {folder}: cannot be written ({error.strerror}); name another folder") from error
     return text

@@ -1,16 +1,22 @@
-"""Figures: curves, heat maps, confusion matrices and bars.
+"""Figures: curves, heat maps and bars, as files, and as SVG inside a page.
 
-A `draw_` function draws on axes it is given, of a file or of a page (`svg.py`). All accuracies are in percent.
+A `plot_` function with `axes` plots on them, one with `path` writes a file. All accuracies are in percent.
 """
 
+import html
 import io
+import re
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from markupsafe import Markup
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
@@ -19,19 +25,24 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from mnemonics.engine.files import atomic_write
+from mnemonics.reporting.paper import paper_number, place, same_protocol
 from mnemonics.reporting.text import Results, classifiers, percent
 
 DPI = 100
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#882255", "#999933")  # told apart by all
 MARKERS = "osD^v"
 INK, GREY, LINE = "#1b1f24", "#9aa1a9", "#d0d7de"  # text; what is there for comparison; grid
+THEME = {INK: "ink", GREY: "grey", LINE: "line"} | {colour: f"c{i}" for i, colour in enumerate(COLOURS)}  # report.css
 SHARES = LinearSegmentedColormap.from_list("shares", [(*to_rgb(COLOURS[0]), 0.0), (*to_rgb(COLOURS[0]), 1.0)])
 STAGES = ("train", "exemplars", "finetune", "evaluate")  # of a phase, in the order of "seconds" in results.json
-METRICS = {  # key of a phase -> (key of the summary, its words in a legend, label of the axis)
-    "accuracy": ("average_accuracy", "average {}%", "accuracy on all classes seen (%)"),
-    "phase0_accuracy": ("forgetting", "forgetting {} points", "accuracy on phase-0 classes (%)"),
+METRICS = {  # key of a phase -> (key of the summary, its words in a legend)
+    "accuracy": ("average_accuracy", "average {}%"),
+    "phase0_accuracy": ("forgetting", "forgetting {} points"),
 }
 FEW_CLASSES, FEW_PHASES = 20, 11  # up to here each is named, or its number written into its cell
+
+
+# curves
 
 
 @dataclass(frozen=True)
@@ -52,9 +63,6 @@ def style_of(number: int) -> dict[str, str]:
     return {"colour": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
-# curves
-
-
 def measured_curves(runs: Sequence[tuple[str, Results]], metric: str = "accuracy") -> list[Curve]:
     """A metric of results.json against the number of classes seen. Several runs: the headline classifier of each. A
     single run: all its classifiers, those that are not the headline one dashed.
@@ -67,7 +75,7 @@ def measured_curves(runs: Sequence[tuple[str, Results]], metric: str = "accuracy
     chosen = [(f"{name}: {results['headline'].upper()}", results, results["headline"]) for name, results in runs]
     if len(runs) == 1:
         chosen = [(key.upper() + " (headline)" * (key == only["headline"]), only, key) for key in classifiers(only)]
-    summary, words, _ = METRICS[metric]
+    summary, words = METRICS[metric]
     return [
         Curve(
             f"{label}, {words.format(percent(results['summary'][summary][key]))}",
@@ -80,18 +88,25 @@ def measured_curves(runs: Sequence[tuple[str, Results]], metric: str = "accuracy
     ]
 
 
-def draw_curves(axes: Axes, curves: Sequence[Curve], ylabel: str) -> None:
-    """Curves over the number of classes seen, without a legend."""
+def paper_curves(runs: Sequence[Results], paper: dict[str, Any]) -> list[Curve]:
+    """The curves of the paper's figure 4 that belong to these runs, each once, where the protocol is the paper's."""
+    found: dict[str, Curve] = {}
+    for results in runs:
+        percents = paper_number(paper, results["config"], "figure4") if same_protocol(results) else None
+        if percents is not None:
+            row = place(results["config"], "figure4")[1]
+            label = f"the paper's {row} (figure 4), average {np.mean(percents):.2f}%"
+            seen = [phase["classes_seen"] for phase in results["phases"]]
+            style = style_of(len(found)) | {"colour": GREY}
+            found.setdefault(row, Curve(label, seen, percents[: len(seen)], **style))
+    return list(found.values())
+
+
+def plot_curves(axes: Axes, curves: Sequence[Curve], metric: str = "accuracy") -> None:
+    """Curves of a metric over the number of classes seen, without a legend."""
     for curve in curves:
-        axes.plot(
-            curve.x,
-            curve.y,
-            color=curve.colour,
-            marker=curve.marker,
-            linestyle="--" if curve.dashed else "-",
-            linewidth=1.8,
-            markersize=5,
-        )
+        look = {"color": curve.colour, "marker": curve.marker, "linestyle": "--" if curve.dashed else "-"}
+        axes.plot(curve.x, curve.y, linewidth=1.8, markersize=5, **look)
         if curve.half is not None:
             low, high = np.subtract(curve.y, curve.half), np.add(curve.y, curve.half)
             axes.fill_between(curve.x, low, high, color=curve.colour, alpha=0.2, linewidth=0)
@@ -99,14 +114,15 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], ylabel: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
     if len(ticks) <= FEW_PHASES:
         axes.set_xticks(ticks)
-    axes.set(xlabel="number of classes seen", ylabel=ylabel)
+    which = "all classes seen" if metric == "accuracy" else "phase-0 classes"
+    axes.set(xlabel="number of classes seen", ylabel=f"accuracy on {which} (%)")
     axes.grid(color=LINE, linewidth=0.6)
 
 
-def legend_below(figure: FigureBase, axes: Axes, labels: Sequence[str]) -> None:
-    """A legend of the lines of `axes` below the figure, where it hides none of them."""
-    legend = figure.legend(axes.lines, labels, loc="outside lower center", fontsize=9, frameon=False)
-    for text in legend.get_texts():
+def legend_below(figure: FigureBase, handles: Sequence[Artist], labels: Sequence[str], **look: Any) -> None:
+    """A legend below the figure, where it hides nothing; `look` is for matplotlib."""
+    look = {"fontsize": 9, "frameon": False, "labelcolor": INK} | look
+    for text in figure.legend(handles, labels, loc="outside lower center", **look).get_texts():
         text.set_parse_math(False)  # a $ in the name of a folder is a $
 
 
@@ -119,9 +135,9 @@ def plot_accuracy(runs: Sequence[tuple[str, Results]], path: str | Path) -> None
     width = max(750, text_width(labels, 9) + 100, text_width([title], 10) + 40)
     figure = Figure(figsize=(width / DPI, 4.4 + 0.2 * "\n".join(labels).count("\n")), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    draw_curves(axes, curves, METRICS["accuracy"][2])
+    plot_curves(axes, curves)
     figure.suptitle(title, fontsize=10, parse_math=False)
-    legend_below(figure, axes, labels)
+    legend_below(figure, axes.lines, labels)
     save_figure(figure, path)
 
 
@@ -133,7 +149,7 @@ def shares_of_rows(counts: np.ndarray) -> np.ndarray:
     return 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
-def draw_confusion(axes: Axes, counts: np.ndarray, starts: Sequence[int], names: Sequence[str]) -> AxesImage:
+def plot_confusion(axes: Axes, counts: np.ndarray, starts: Sequence[int], names: Sequence[str]) -> AxesImage:
     """A confusion matrix: the share of each row, from 0 (the background) to 100 percent.
 
     Args:
@@ -141,8 +157,7 @@ def draw_confusion(axes: Axes, counts: np.ndarray, starts: Sequence[int], names:
         starts: first label of each phase; lines are drawn there.
         names: names of the labels, shown where there are few.
     """
-    share = shares_of_rows(counts)
-    image = axes.imshow(share, cmap=SHARES, vmin=0, vmax=100, interpolation="none", zorder=2)
+    image = axes.imshow(shares_of_rows(counts), cmap=SHARES, vmin=0, vmax=100, interpolation="none", zorder=2)
     for start in starts[1:]:
         axes.axhline(start - 0.5, color=LINE, linewidth=0.6)
         axes.axvline(start - 0.5, color=LINE, linewidth=0.6)
@@ -154,7 +169,7 @@ def draw_confusion(axes: Axes, counts: np.ndarray, starts: Sequence[int], names:
     return image
 
 
-def draw_origin(axes: Axes, by_phase: Sequence[Sequence[float]]) -> None:
+def plot_origin(axes: Axes, by_phase: Sequence[Sequence[float]]) -> None:
     """Accuracy by phase of origin: row i shows, after phase i, the accuracy on the classes of each phase up to i."""
     count = len(by_phase)
     grid = np.full((count, count), np.nan)
@@ -162,19 +177,18 @@ def draw_origin(axes: Axes, by_phase: Sequence[Sequence[float]]) -> None:
         grid[row, : len(percents)] = percents
     axes.pcolormesh(grid, cmap=SHARES, vmin=0, vmax=100, edgecolors=LINE, linewidth=0.4)
     if count <= FEW_PHASES:
-        for row, percents in enumerate(by_phase):
-            for column, value in enumerate(percents):
-                colour = "white" if value > 60 else INK
-                axes.text(column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
-    step = 1 if count <= FEW_PHASES else 5
-    shown = range(0, count, step)
-    axes.set_xticks([i + 0.5 for i in shown], shown)
-    axes.set_yticks([i + 0.5 for i in shown], shown)
+        for (row, column), value in np.ndenumerate(grid):
+            if not np.isnan(value):
+                look = {"fontsize": 8, "color": "white" if value > 60 else INK}
+                axes.text(column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center", **look)
+    shown = np.arange(0, count, 1 if count <= FEW_PHASES else 5)
+    axes.set_xticks(shown + 0.5, shown)
+    axes.set_yticks(shown + 0.5, shown)
     axes.set(xlabel="classes that were new in phase", ylabel="after phase", aspect="equal")
     axes.invert_yaxis()
 
 
-def draw_seconds(axes: Axes, phases: Sequence[dict[str, Any]]) -> None:
+def plot_seconds(axes: Axes, phases: Sequence[dict[str, Any]]) -> None:
     """A bar for each phase, its stages on top of each other in the colours of `style_of`."""
     numbers, below = [phase["phase"] for phase in phases], np.zeros(len(phases))
     for i, stage in enumerate(STAGES):
@@ -182,8 +196,6 @@ def draw_seconds(axes: Axes, phases: Sequence[dict[str, Any]]) -> None:
         axes.bar(numbers, seconds, bottom=below, color=COLOURS[i], width=0.7)
         below += seconds
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
-    if len(numbers) <= FEW_PHASES:
-        axes.set_xticks(numbers)
     axes.set(xlabel="phase", ylabel="seconds")
     axes.grid(color=LINE, linewidth=0.6, axis="y")
     axes.set_axisbelow(True)
@@ -196,8 +208,8 @@ def text_width(texts: Sequence[str], size: float) -> int:
     """Width in screen pixels of the widest text at this font size (points)."""
     figure = Figure(dpi=DPI)
     renderer = FigureCanvasAgg(figure).get_renderer()
-    drawn = [figure.text(0, 0, text, fontsize=size, parse_math=False) for text in texts]
-    return max(int(np.ceil(text.get_window_extent(renderer).width)) for text in drawn)
+    written = [figure.text(0, 0, text, fontsize=size, parse_math=False) for text in texts]
+    return max(int(np.ceil(text.get_window_extent(renderer).width)) for text in written)
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -207,3 +219,38 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     metadata = {"CreationDate": None} if kind == "pdf" else {}
     figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
     atomic_write(path, buffer.getvalue())
+
+
+# inside a page
+
+
+def figure_for_page(height: float = 3.1) -> tuple[Figure, Axes]:
+    """A figure 4.8 inches wide, so that its letters can be read on a telephone."""
+    figure = Figure(figsize=(4.8, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(labelsize=9, colors=INK)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(size=9, color=INK)
+    return figure, axes
+
+
+def to_svg(figure: Figure, name: str, alt: str) -> Markup:
+    """The figure as an <svg> element, whose colours are those of the page; the same figure gives the same text.
+
+    Args:
+        name: different for each figure of a page, so that their ids are.
+        alt: what it shows, for those who do not see it.
+    """
+    buffer = io.StringIO()
+    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "image.composite_image": False}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the letters are those of the browser
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = re.sub(r'<g id="[^"]*"', "<g", buffer.getvalue())  # nothing refers to them, and all figures have the same
+    svg = re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda c: f"var(--{THEME[c[0]]}, {c[0]})" if c[0] in THEME else c[0], svg)
+    size = re.search(r'viewBox="[^"]*"', svg)[0]
+    inside = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    return Markup(f'<svg role="img" aria-label="{html.escape(alt)}" {size}>{inside}')

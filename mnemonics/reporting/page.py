@@ -3,51 +3,59 @@
 `page` is a pure function of what runs left behind. Every number comes from results.json; the template escapes all text.
 """
 
+import base64
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
+from markupsafe import Markup
 
-from mnemonics.config.fields import SETTINGS
 from mnemonics.engine.files import atomic_write
-from mnemonics.reporting.figures import METRICS, STAGES
-from mnemonics.reporting.page_figures import (
-    Run,
-    confusion_figure,
-    curve_figure,
-    exemplar_figures,
-    loaded,
-    origin_figure,
-    time_figure,
-)
+from mnemonics.experiment.results import Confusion, read_confusion
+from mnemonics.reporting import figures, text
 from mnemonics.reporting.paper import differences, load_paper, paper_number, same_protocol
-from mnemonics.reporting.read import reading, run_names
-from mnemonics.reporting.text import (
-    AVERAGE,
-    CLASSIFIERS,
-    FORGETTING,
-    SUMMARY,
-    Results,
-    budget,
-    classifiers,
-    definitions,
-    percent,
-    phase_rows,
-    starred,
-    title_of,
-)
+from mnemonics.reporting.read import exemplar_pictures, load_results, run_names
+from mnemonics.reporting.text import SUMMARY, Results, Rows, percent
 
 PICTURES = 4  # of exemplars: so many in a page on one run, fewer per run in one on several
 IN_PAPER = ("average_accuracy", "forgetting")  # of SUMMARY
-Rows = list[list[str]]  # the cells of a table, the first row its header
+BLANK_TO_FULL = "Colour: from 0% (none) to 100% (full)."
+IMAGE = Markup('<div class="scroll" tabindex="0" role="region" aria-label="picture"><img class="exemplars" alt="{}" '
+               'src="data:image/png;base64,{}"></div>')  # fmt: skip
+CURVES = {
+    "accuracy": "Accuracy on the test images of all classes seen so far, after each phase.",
+    "phase0_accuracy": "Accuracy on the test images of the phase-0 classes alone. Forgetting is the first value "
+    "minus the last: the less a curve falls, the better.",
+}
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """What a page shows of a run."""
+
+    name: str
+    results: Results
+    pictures: dict[int, bytes]  # phase -> PNG of exemplars
+    more_pictures: int  # that the run folder holds
+    confusion: Confusion | None
+
+
+class Illustration(NamedTuple):
+    """A figure of the page with its caption; or a sentence alone."""
+
+    caption: str
+    html: Markup = Markup()
 
 
 def write_report(paths: Sequence[Path], out: Path) -> None:
     """Write the page on these runs (folders, or results files) to `out`: whole, or not at all.
 
     Raises:
-        ValueError: for a run that cannot be used (one line naming the file).
+        UsageError: naming the file, for a run that cannot be used.
         OSError: if `out` cannot be written.
     """
     pictures = max(1, PICTURES // len(paths))
@@ -55,112 +63,73 @@ def write_report(paths: Sequence[Path], out: Path) -> None:
     atomic_write(out, page(runs, load_paper()).encode())
 
 
-def page(runs: Sequence[Run], paper: dict[str, Any]) -> str:
-    """The HTML; the same runs give the same text.
+def loaded(path: Path, name: str, pictures: int) -> ReportedRun:
+    """A run folder (or results file) with up to `pictures` of its exemplars, evenly spaced over the phases."""
+    found = exemplar_pictures(path)  # none beside a file
+    phases = [list(found)[i] for i in np.linspace(0, len(found) - 1, min(pictures, len(found))).round().astype(int)]
+    chosen = {phase: found[phase].read_bytes() for phase in phases}
+    return ReportedRun(name, load_results(path), chosen, len(found) - len(chosen), read_confusion(path))
 
-    Raises:
-        ValueError: for results that lack something (one line naming the file).
-    """
+
+def page(runs: Sequence[ReportedRun], paper: dict[str, Any]) -> str:
+    """The HTML; the same runs give the same text. `paper` is the content of paper_results.json."""
     templates = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
-        loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    parts = []
-    for number, run in enumerate(runs):
-        with reading(run.path):
-            parts.append(part(run, number, paper, alone=len(runs) == 1))
-    several = len(runs) > 1
+    environment = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
+    named, configs = [(run.name, run.results) for run in runs], [run.results["config"] for run in runs]
+    differing = text.differing_settings(configs)
+    same = configs[0].keys() - {row[0] for row in differing}
+    measured = dict.fromkeys(classifier for run in runs for classifier in text.classifiers(run.results))
     return environment.get_template("report.html").render(
-        title=f"Comparison of {len(runs)} runs" if several else runs[0].name,
-        parts=parts,
-        numbers=joined([p["numbers"] for p in parts]),
-        curves=[curve_figure(runs, metric, paper) for metric in METRICS],
-        deviations=by_text({p["name"]: p["deviations"] for p in parts}),
-        after_phases=after_phases(runs) if several else [],
-        differing=differing(runs),
-        settings=[(name, shown(value)) for name, value in common_settings(runs).items()],
-        definitions=explanations(runs),
+        title=f"Comparison of {len(runs)} runs" if len(runs) > 1 else runs[0].name,
+        parts=[part(run, f"r{i}", paper) for i, run in enumerate(runs)],
+        curves=[curve_figure(named, metric, paper) for metric in CURVES],
+        comparison=text.comparison_rows(named) if len(runs) > 1 else [],
+        differing=[["setting", *(run.name for run in runs)], *differing] if differing else [],
+        settings=[(name, text.in_words(value)) for name, value in configs[0].items() if name in same],
+        definitions=[
+            *(text.OF_SEVERAL if len(runs) > 1 else text.definitions(runs[0].results)),
+            *(text.CLASSIFIERS[name] for name in measured),
+        ],
     )
 
 
-def part(run: Run, number: int, paper: dict[str, Any], alone: bool) -> dict[str, Any]:
-    """What the page shows of one run."""
+def part(run: ReportedRun, name: str, paper: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of one run. `name` is for the ids of its figures."""
     results, config = run.results, run.results["config"]
-    finished, planned = len(results["phases"]), config["nb_phases"] + 1
-    units = dict(zip(SUMMARY, ("%", "%", " points"), strict=True))
+    transfer = text.in_words(bool(config.get("weight_transfer")))
+    in_paper = any(paper_number(paper, config, table) is not None for table in ("all", "figure4"))
+    order = {"class order": ", ".join(map(str, results["class_order"])), "its SHA-256": results["class_order_sha256"]}
     return {
         "name": run.name,
-        "title": f"{title_of(results)}; {budget(config).split(' (')[0]}; weight transfer {weight_transfer(config)}",
-        "unfinished": f"{finished} of {planned} phases are finished" if finished < planned else "",
-        "tiles": [(key.replace("_", " "), percent(results["summary"][key][run.headline]), units[key]) for key in units],
-        "headline": run.headline.upper(),
-        "numbers": number_rows(run, paper, alone),
-        "deviations": differences(results) if same_protocol(results) and in_paper(run, paper) else [],
-        "phases": phase_rows(results),
-        "origin": origin_figure(run, f"o{number}"),
-        "confusion": confusion_figure(run, f"m{number}"),
+        "title": f"{text.title_of(results)}; {text.budget(config)}; weight transfer {transfer}",
+        "unfinished": "" if text.is_finished(results) else f"{text.finished_phases(results)} phases are finished",
+        "deviations": "; ".join(differences(results)) if in_paper and same_protocol(results) else "",
+        "summary": summary_rows(results, paper),
+        "phases": text.phase_rows(results),
+        "origin": origin_figure(results, f"{name}-origin"),
+        "confusion": confusion_figure(run, f"{name}-confusion"),
         "exemplars": exemplar_figures(run),
         "losses": loss_rows(results),
-        "time": time_figure(run, f"t{number}"),
+        "time": time_figure(results, f"{name}-time"),
         "seconds": time_rows(results),
-        "environment": environment_of(results),
+        "environment": [(k.replace("_", " "), str(value)) for k, value in (results["environment"] | order).items()],
     }
 
 
 # tables
 
 
-def in_paper(run: Run, paper: dict[str, Any]) -> bool:
-    return any(paper_number(paper, run.results["config"], table) is not None for table in ("all", "figure4"))
-
-
-def weight_transfer(config: dict[str, Any]) -> str:
-    return "on" if config.get("weight_transfer") else "off"
-
-
-def number_rows(run: Run, paper: dict[str, Any], alone: bool) -> Rows:
-    """The summary of a run: its headline classifier, or all where the run is alone. The paper's numbers stand beside
-    those of the headline classifier where all phases are finished and the protocol is the paper's."""
-    config, results = run.results["config"], run.results
-    whole = len(results["phases"]) == config["nb_phases"] + 1
-    which = {
-        "run": run.name,
-        "baseline": config["baseline"],
-        "exemplars": config["exemplars"],
-        "budget": budget(config).split(" (")[0].replace("exemplars ", ""),
-        "weight transfer": weight_transfer(config),
-    }
-    which = {} if alone else which
-    titles = [[title, *(["paper"] if key in IN_PAPER else [])] for key, title in SUMMARY.items()]
-    rows = [[*which, "classifier", *(title for pair in titles for title in pair)]]
-    for name, star in starred(results).items():
-        if name != run.headline and not alone:
-            continue
-        cells = [*which.values(), star]
-        for key in SUMMARY:
-            cells.append(percent(results["summary"][key][name]))
-            if key in IN_PAPER:
-                comparable = name == run.headline and whole and same_protocol(results)
-                cells.append(percent(paper_number(paper, config, "all", key) if comparable else None))
-        rows.append(cells)
-    return rows
-
-
-def joined(tables: Sequence[Rows]) -> Rows:
-    """Tables with the same header as one, without the columns of the paper where it has no number."""
-    rows = [tables[0][0], *(row for table in tables for row in table[1:])]
-    kept = [i for i, name in enumerate(rows[0]) if name != "paper" or any(row[i] != "-" for row in rows[1:])]
-    return [[row[i] for i in kept] for row in rows]
-
-
-def after_phases(runs: Sequence[Run]) -> Rows:
-    """Accuracy of the headline classifier of each run (a column) after each phase (a row)."""
-    rows = [["phase", *(f"{run.name}: {run.headline.upper()} %" for run in runs)]]
-    for i in range(max(len(run.results["phases"]) for run in runs)):
-        phases = [run.results["phases"][i : i + 1] for run in runs]
-        cells = [percent(p[0]["accuracy"][run.headline]) if p else "" for p, run in zip(phases, runs, strict=True)]
-        rows.append([str(i), *cells])
-    return rows
+def summary_rows(results: Results, paper: dict[str, Any]) -> Rows:
+    """The summary of each classifier. Beside it the paper's numbers, where all phases are finished and the protocol
+    is the paper's."""
+    rows, theirs = text.summary_rows(results), []
+    if text.is_finished(results) and same_protocol(results):
+        theirs = [paper_number(paper, results["config"], "all", key) if key in IN_PAPER else None for key in SUMMARY]
+    if not any(theirs):
+        return rows
+    column = [f"{results['headline'].upper()} in the paper", *map(percent, theirs)]
+    return [[*row, cell] for row, cell in zip(rows, column, strict=True)]
 
 
 def loss_rows(results: Results) -> Rows:
@@ -169,80 +138,86 @@ def loss_rows(results: Results) -> Rows:
     for phase in results["phases"]:
         if losses := phase.get("exemplar_validation_loss"):
             values = [f"{losses[key]:.4f}" for key in ("start", "optimised", "rounded")]
-            moved = phase.get("exemplar_change_grey_levels")
-            rows.append([str(phase["phase"]), *values, percent(moved)])
+            rows.append([str(phase["phase"]), *values, percent(phase.get("exemplar_change_grey_levels"))])
     return rows if len(rows) > 1 else []
 
 
 def time_rows(results: Results) -> Rows:
     """Seconds of each stage, peak memory, and what the pixels of the exemplars take, for each phase."""
-    rows = [["phase", *(f"{stage}, s" for stage in STAGES), "total, s", "peak, MiB", "stored, KiB"]]
+    rows = [["phase", *(f"{stage}, s" for stage in figures.STAGES), "total, s", "peak, MiB", "stored, KiB"]]
     for phase in results["phases"]:
-        seconds = phase["seconds"]
-        stages = [percent(seconds.get(stage)) for stage in STAGES]
+        seconds = [*map(phase["seconds"].get, figures.STAGES), sum(phase["seconds"].values())]
         sizes = [f"{phase['peak_memory_bytes'] / 2**20:.0f}", f"{phase['exemplar_bytes'] / 2**10:.1f}"]
-        rows.append([str(phase["phase"]), *stages, percent(sum(seconds.values())), *sizes])
-    found = [[p["seconds"][stage] for p in results["phases"] if stage in p["seconds"]] for stage in STAGES]
-    totals = [percent(sum(seconds) if seconds else None) for seconds in found]
-    whole = percent(sum(sum(phase["seconds"].values()) for phase in results["phases"]))
-    return [*rows, ["all", *totals, whole, "", ""]]
+        rows.append([str(phase["phase"]), *map(percent, seconds), *sizes])
+    return rows
 
 
-# settings and explanations
+# figures
 
 
-def shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "not given" if value is None else str(value)
+def curve_figure(runs: Sequence[tuple[str, Results]], metric: str, paper: dict[str, Any]) -> Illustration:
+    """A metric of all runs over the classes seen; the paper's accuracies in grey where the protocol is the same."""
+    curves = figures.measured_curves(runs, metric)
+    if metric == "accuracy":
+        curves += figures.paper_curves([results for _, results in runs], paper)
+    labels = [textwrap.fill(curve.label, 58) for curve in curves]
+    figure, axes = figures.figure_for_page(2.8 + 0.16 * sum(label.count("\n") + 1 for label in labels))
+    figures.plot_curves(axes, curves, metric)
+    figures.legend_below(figure, axes.lines, labels, fontsize=8)
+    return Illustration(CURVES[metric], figures.to_svg(figure, metric, CURVES[metric]))
 
 
-def differs(runs: Sequence[Run], name: str) -> bool:
-    return len({shown(run.results["config"].get(name)) for run in runs}) > 1
+def origin_figure(results: Results, name: str) -> Illustration:
+    """What is left of the classes of each phase."""
+    headline = results["headline"]
+    caption = (
+        f"{headline.upper()} accuracy (%) on the test images of the classes that were new in each phase (column), "
+    )
+    caption += f"after each phase (row). {BLANK_TO_FULL}"
+    figure, axes = figures.figure_for_page(height=3.6)
+    figures.plot_origin(axes, [phase["accuracy_by_phase_of_origin"][headline] for phase in results["phases"]])
+    return Illustration(caption, figures.to_svg(figure, name, caption))
 
 
-def setting_names(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(name for run in runs for name in run.results["config"]))
+def confusion_figure(run: ReportedRun, name: str) -> Illustration:
+    """The confusion matrix, or why there is none."""
+    found = run.confusion
+    if found is None:
+        return Illustration("No confusion matrix: there is no confusion.json beside the results.")
+    seen = [phase["classes_seen"] for phase in run.results["phases"]]
+    starts = [0, *(count for count in seen if count < len(found.class_names))]
+    caption = (
+        f"{found.classifier.upper()} after phase {found.phase}: test images of the true class (row) by predicted class "
+        f"(column), both in class order; lines separate the phases. {BLANK_TO_FULL}"
+    )
+    if newest := starts[-1]:
+        as_new = 100 * found.counts[:newest, newest:].sum() / max(found.counts[:newest].sum(), 1)
+        caption += f" Of the old classes' images, {as_new:.2f}% are taken for a class of the last phase."
+    figure, axes = figures.figure_for_page(height=4.4)
+    figures.plot_confusion(axes, found.counts, starts, found.class_names)
+    return Illustration(caption, figures.to_svg(figure, name, caption))
 
 
-def common_settings(runs: Sequence[Run]) -> dict[str, Any]:
-    return {name: runs[0].results["config"].get(name) for name in setting_names(runs) if not differs(runs, name)}
+def time_figure(results: Results, name: str) -> Illustration:
+    """Where the time went."""
+    figure, axes = figures.figure_for_page()
+    figures.plot_seconds(axes, results["phases"])
+    sums = {stage: sum(phase["seconds"].get(stage, 0.0) for phase in results["phases"]) for stage in figures.STAGES}
+    figures.legend_below(figure, axes.containers, [f"{stage}: {s:.2f} s" for stage, s in sums.items()], ncols=2)
+    caption = f"Seconds of each stage of a phase; {sum(sums.values()):.2f} s in all."
+    return Illustration(caption, figures.to_svg(figure, name, caption))
 
 
-def differing(runs: Sequence[Run]) -> Rows:
-    """The settings in which the runs differ; first those that can change a number."""
-    names = [name for name in setting_names(runs) if differs(runs, name)]
-    names.sort(key=lambda name: name in SETTINGS and not SETTINGS[name].affects_results)
-    rows = [[name, *(shown(run.results["config"].get(name)) for run in runs)] for name in names]
-    return [["setting", *(run.name for run in runs)], *rows] if rows else []
-
-
-def by_text(deviations: dict[str, list[str]]) -> dict[str, str]:
-    """What is not as in the paper -> the names of the runs of which that is true."""
-    names: dict[str, list[str]] = {}
-    for name, found in deviations.items():
-        if found:
-            names.setdefault("; ".join(found), []).append(name)
-    return {text: ", ".join(which) for text, which in names.items()}
-
-
-def environment_of(results: Results) -> list[tuple[str, str]]:
-    """Machine, versions and command, and the class order."""
-    order = results["class_order"]
-    facts = {
-        **results["environment"],
-        "class order": ", ".join(map(str, order)),
-        "its SHA-256": results["class_order_sha256"],
-    }
-    return [(name.replace("_", " "), str(value)) for name, value in facts.items()]
-
-
-def explanations(runs: Sequence[Run]) -> list[str]:
-    """What the numbers are."""
-    measured = dict.fromkeys(name for run in runs for name in classifiers(run.results))
-    if len(runs) == 1:
-        lines = definitions(runs[0].results)
-    else:
-        tuning = "of the headline classifier (*) of each run, after any fine-tuning on the exemplars; n = 1 run per row"
-        lines = [f"accuracies in percent {tuning}", AVERAGE.format(phases="all finished"), FORGETTING]
-    return [*lines, *(CLASSIFIERS[name] for name in measured)]
+def exemplar_figures(run: ReportedRun) -> list[Illustration]:
+    """The pictures of exemplars; a sentence alone where there is none, or where there are more."""
+    optimised = run.results["config"]["exemplars"] == "mnemonics"
+    what = "real images they started from | optimised | amplified difference" if optimised else "real images, as chosen"
+    found = []
+    for phase, png in run.pictures.items():
+        caption = f"New exemplars of phase {phase}: {what}. A row per class."
+        found.append(Illustration(caption, IMAGE.format(caption, base64.b64encode(png).decode())))
+    if not found:
+        found.append(Illustration("No pictures of exemplars: there is no exemplars_phase_<i>.png beside the results."))
+    if run.more_pictures:
+        found.append(Illustration(f"{run.more_pictures} more phases: exemplars_phase_<i>.png in the run folder."))
+    return found

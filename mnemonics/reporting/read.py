@@ -1,76 +1,99 @@
-"""Run folders, for those who read them: results.json checked, the name of a run, and what else it left."""
+"""What runs left behind, for those who report on it, and errors of writing a report."""
 
-import hashlib
+import contextlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from mnemonics.engine.errors import UsageError
+from mnemonics.experiment.results import read_results, results_path
+from mnemonics.reporting.text import Results, classifiers
 
-from mnemonics.engine.files import write_if_new
-from mnemonics.reporting.text import Results, comparison_table, results_table
-
-KEYS = {"config", "headline", "phases", "summary"}  # of what looks like results
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """Which classes are taken for which after a phase; labels are positions in the class order."""
-
-    phase: int
-    classifier: str
-    class_names: list[str]  # of each label
-    counts: np.ndarray  # int64 [classes, classes]: test images of the row's label predicted as the column's
-
-
-# results.json
-
-
-def digest_of(content: dict[str, Any]) -> str:
-    """SHA-256 (hex) of `content` as JSON with sorted keys: what the files hold beside it, as "sha256"."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def read_results(path: Path) -> Any:
-    """The content of a JSON file without its checksum, which need not be there. Raises ValueError (one line naming the
-    path), also where the checksum is wrong."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give a run folder or its results.json") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if isinstance(content, dict) and content.pop("sha256", None) not in (None, digest_of(content)):
-        raise ValueError(f"{path}: was changed after the run (its checksum is wrong); the run's command restores it")
-    return content
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Whatever is missing in results that are used in the block: a ValueError (one line naming the path)."""
-    try:
-        yield
-    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
-
-
-def results_path(run: Path) -> Path:
-    """results.json of a run folder; a results file itself."""
-    return run if run.is_file() else run / "results.json"
+CONFIG = {
+    **dict.fromkeys(("dataset", "baseline", "exemplars"), str),
+    **dict.fromkeys(("nb_phases", "random_seed", "order_seed", "finetune_epochs"), int),
+    **dict.fromkeys(("nb_protos", "total_memory"), (int, type(None))),
+    "no_adjust": bool,
+}
 
 
 def load_results(run: Path) -> Results:
-    """The results of a run folder or results file. Raises ValueError (one line naming the path) where unusable."""
+    """The results of a run folder or results file, which have all that is read of them later.
+
+    Raises:
+        UsageError: naming the path, where they cannot be used.
+    """
     path = results_path(run)
     results = read_results(path)
-    with reading(path):
-        if not results["phases"]:
-            raise ValueError(f"{path}: no phase is finished yet")
-        results_table(results), comparison_table([(run.name, results)])  # they read all that is needed later
+    problem = missing(results, {"headline": str, "phases": [{"accuracy": dict}]})
+    if not problem and not results["phases"]:
+        raise UsageError(f"{path}: no phase is finished yet")
+    if problem := problem or missing(results, schema_of({results["headline"], *classifiers(results)})):
+        raise UsageError(f"{path}: not the results of a run ({problem})")
     return results
+
+
+def schema_of(classifiers: set[str]) -> dict[str, Any]:
+    """What is read of results.json, see `missing`."""
+    number = (int, float)
+    each = dict.fromkeys(classifiers, number)
+    phase = {
+        **dict.fromkeys(("phase", "classes_seen", "exemplar_bytes", "peak_memory_bytes"), int),
+        "train_images": {"new": int, "old": int},
+        "exemplars_per_class": {"min": int, "max": int},
+        "accuracy": each,
+        "phase0_accuracy": each,
+        "accuracy_by_phase_of_origin": {name: [number] for name in classifiers},
+        "seconds": dict,
+    }
+    summary = dict.fromkeys(("average_accuracy", "last_accuracy", "forgetting"), each)
+    rest = {"environment": dict, "class_order": list, "class_order_sha256": str}
+    return {"config": CONFIG, "phases": [phase], "summary": summary, **rest}
+
+
+def missing(value: Any, schema: Any, name: str = "content") -> str:
+    """In words, the first thing in which `value` is not like `schema`; empty where there is none.
+
+    Args:
+        schema: a type or several; or a dict with the keys that are needed and the schema of each value; or a list with
+            the schema of all entries.
+    """
+    nested = isinstance(schema, dict | list)
+    if not isinstance(value, type(schema) if nested else schema):
+        return f"{name} is missing or of the wrong type"
+    parts: Iterable = ()
+    if isinstance(schema, dict):
+        parts = ((value.get(key), part, f"{name}.{key}") for key, part in schema.items())
+    elif isinstance(schema, list):
+        parts = ((entry, schema[0], f"{name}[{i}]") for i, entry in enumerate(value))
+    return next(filter(None, starmap(missing, parts)), "")
+
+
+def load_all(runs: Sequence[Path]) -> list[tuple[str, Results]]:
+    """(path, results) of these results files, run folders, and all runs in other folders; each file once.
+
+    Raises:
+        UsageError: naming the path, where a folder holds none or one cannot be used.
+    """
+    paths: dict[Path, Path] = {}
+    for run in runs:
+        found = [path for path in sorted(run.rglob("*.json")) if looks_like_results(path)] if run.is_dir() else [run]
+        if not found:
+            raise UsageError(f"{run}: holds no results of a run (results.json, or a *.json file like it)")
+        paths |= {path.resolve(): path for path in found if path.resolve() not in paths}
+    return [(str(path), load_results(path)) for path in paths.values()]
+
+
+def looks_like_results(path: Path) -> bool:
+    """Whether this is a results.json, or a JSON file of another name with the content of one."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        content = {}
+    shown = isinstance(content, dict) and content.keys() >= {"config", "headline", "phases", "summary"}
+    return path.name == "results.json" or shown
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
@@ -79,54 +102,16 @@ def run_names(runs: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 
-def results_files(run: Path) -> list[Path]:
-    """The file itself, or all results in a folder and the folders in it. Raises ValueError if there are none."""
-    if not run.is_dir():
-        return [run]
-    found = [path for path in sorted(run.rglob("*.json")) if looks_like_results(path)]
-    if not found:
-        raise ValueError(f"{run}: holds no results of a run (results.json, or a *.json file like it)")
-    return found
-
-
-def looks_like_results(path: Path) -> bool:
-    """Whether this is a results.json, or a JSON file of another name with the content of one."""
-    if path.name == "results.json":
-        return True
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.keys() >= KEYS
-
-
-# what else is in a run folder
-
-
 def exemplar_pictures(folder: Path) -> dict[int, Path]:
     """phase -> exemplars_phase_<i>.png, in the order of the phases."""
     found = {path.stem.removeprefix("exemplars_phase_"): path for path in folder.glob("exemplars_phase_*.png")}
-    return dict(sorted((int(phase), path) for phase, path in found.items() if phase.isdigit()))
+    return dict(sorted((int(phase), path) for phase, path in found.items() if phase.isdecimal()))
 
 
-def write_confusion(folder: Path, confusion: Confusion) -> None:
-    """Write confusion.json: a line, because a thousand classes have a million numbers."""
-    content = vars(confusion) | {"counts": confusion.counts.tolist()}
-    content["sha256"] = digest_of(content)
-    write_if_new(folder / "confusion.json", (json.dumps(content, separators=(",", ":")) + "\n").encode())
-
-
-def read_confusion(folder: Path) -> Confusion | None:
-    """What `write_confusion` wrote; None if there is nothing. Raises ValueError (one line) for another content."""
-    path = folder / "confusion.json"
-    if not path.is_file():
-        return None
-    content = read_results(path)
+@contextlib.contextmanager
+def writing(out: Path | str) -> Iterator[None]:
+    """Turns an OSError in the block, which writes --out, into a UsageError: another place would work."""
     try:
-        counts = np.array(content["counts"], dtype=np.int64)
-        confusion = Confusion(content["phase"], content["classifier"], list(content["class_names"]), counts)
-        if counts.shape != (len(confusion.class_names),) * 2:
-            raise ValueError(f"{len(confusion.class_names)} names for counts of shape {counts.shape}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a confusion matrix ({error})") from error
-    return confusion
+        yield
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written ({error.strerror}); name another place") from error

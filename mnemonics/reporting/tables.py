@@ -4,36 +4,31 @@ Everything here is a pure function of what results.json files hold and of `paper
 paper_results.json. Accuracies are in percent, forgetting and differences in points.
 """
 
-import csv
-import io
 import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mnemonics.config.fields import BOUNDS
-from mnemonics.reporting.paper import (
-    DATASETS,
-    ORDER,
-    adjusted,
-    differences,
-    images_per_class,
-    paper_number,
-    place,
-    settings,
-)
-from mnemonics.reporting.text import AVERAGE, FORGETTING, Results, percent
+from mnemonics.engine.errors import UsageError
+from mnemonics.reporting import paper as facts
+from mnemonics.reporting import text
+from mnemonics.reporting.paper import adjusted, paper_number, place
+from mnemonics.reporting.text import Results, percent
 
 Row = dict[str, Any]  # one line of the CSV file
-COLUMNS = (
-    *("data", "N", "baseline", "exemplars", "budget", "weight transfer", "fine-tuning epochs", "classifier"),
-    *("class order", "n", "settings"),
-)
-
-
-def finished(results: Results) -> bool:
-    return len(results["phases"]) == results["config"]["nb_phases"] + 1
+COLUMNS = {  # of tables 1 and 2 -> the key of a row
+    "data": "dataset",
+    "N": "nb_phases",
+    "baseline": "baseline",
+    "exemplars": "exemplars",
+    "budget": "",
+    "weight transfer": "weight_transfer",
+    "fine-tuning epochs": "finetune_epochs",
+    "classifier": "classifier",
+    "class order": "order_seed",
+    "n": "n",
+}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -46,32 +41,48 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), float(t) * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def over_seeds(runs: Sequence[Results]) -> str:
+    """Mean and confidence interval of each number in the summary of runs that differ in their seed only."""
+    seeds = ", ".join(str(results["config"]["random_seed"]) for results in runs)
+    lines = [f"{len(runs)} runs, training seeds {seeds}: mean +- half the width of the 95% confidence interval"]
+    for metric, by_classifier in runs[0]["summary"].items():
+        cells = []
+        for name in by_classifier:
+            mean, half = interval([results["summary"][metric][name] for results in runs])
+            cells.append(f"{name.upper()} {mean:.2f} +- {percent(half)}")
+        lines.append(f"{metric.replace('_', ' ')}: {', '.join(cells)}")
+    return "\n".join(lines)
+
+
 # rows
 
 
 def grouped(runs: Iterable[tuple[str, Results]]) -> tuple[list[list[Results]], list[str]]:
-    """Runs that differ in their seed only, in the order of their seeds; and, in words, the runs left out because one
-    with the same settings and seed came before (counting it twice would make the interval too narrow)."""
+    """Finished runs that differ in their seed only, in the order of their seeds; and, in words, the runs left out: the
+    unfinished ones, and those for which there was one with the same settings and seed before (counting it twice would
+    make the interval too narrow)."""
     groups: dict[str, dict[int, tuple[str, Results]]] = {}
-    repeated = []
+    left = []
     for name, results in runs:
-        seeds = groups.setdefault(json.dumps([settings(results["config"]), images_per_class(results)]), {})
-        seed = results["config"]["random_seed"]
-        if seed in seeds:
-            same = "the same" if results["summary"] == seeds[seed][1]["summary"] else "OTHER"
-            repeated.append(f"{name}: settings and seed of {seeds[seed][0]}, {same} numbers")
-        else:
-            seeds[seed] = (name, results)
-    return [[seeds[seed][1] for seed in sorted(seeds)] for seeds in groups.values()], repeated
+        if not text.is_finished(results):
+            left.append(f"{name}: unfinished, {text.finished_phases(results)} phases")
+            continue
+        config = results["config"]
+        seeds = groups.setdefault(json.dumps([facts.settings(config), facts.images_per_class(results)]), {})
+        first, before = seeds.setdefault(config["random_seed"], (name, results))
+        if before is not results:
+            same = "the same" if results["summary"] == before["summary"] else "OTHER"
+            left.append(f"{name}: settings and seed of {first}, {same} numbers")
+    return [[seeds[seed][1] for seed in sorted(seeds)] for seeds in groups.values()], left
 
 
 def label(group: Sequence[Results], paper: dict, table: str) -> Row:
     """The columns that say which runs these are, and all that is not as in the paper."""
     results = group[0]
     config = results["config"]
-    bound, where = config["baseline"] in BOUNDS, place(config, table)
+    bound, where = facts.is_bound(config), place(config, table)
     may_adjust = not bound and (config["exemplars"] == "mnemonics" or config["finetune_epochs"] or adjusted(config))
-    notes = differences(results)
+    notes = facts.differences(results)
     if where is None:
         notes.insert(0, "no such row in the paper's tables 1 and 2")
     elif paper_number(paper, config, table) is None:
@@ -97,22 +108,23 @@ def label(group: Sequence[Results], paper: dict, table: str) -> Row:
     }
 
 
-def measured(name: str, values: Sequence[float], paper_value: float | None) -> Row:
-    """Mean, confidence interval, the paper's number and mean - paper, rounded to four decimals."""
+def measured(name: str, values: Sequence[float], *paper_value: float | None) -> Row:
+    """Mean, confidence interval and, where the paper may have a number, that and mean - paper; four decimals."""
     mean, half = interval(values)
-    difference = None if paper_value is None else mean - paper_value
-    row = {name: mean, f"{name}_ci95": half, f"{name}_paper": paper_value, f"{name}_difference": difference}
+    row = {name: mean, f"{name}_ci95": half}
+    for number in paper_value:
+        row |= {f"{name}_paper": number, f"{name}_difference": None if number is None else mean - number}
     return {key: None if value is None else round(value, 4) for key, value in row.items()}
 
 
 def summary_row(group: Sequence[Results], paper: dict, table: str) -> Row:
     """One row of tables 1 and 2."""
     row, config, headline = label(group, paper, table), group[0]["config"], group[0]["headline"]
-    for metric in ("average_accuracy", "forgetting"):
+    for metric in ("average_accuracy", "forgetting", "last_accuracy"):
         values = [results["summary"][metric][headline] for results in group]
-        row |= measured(metric, values, paper_number(paper, config, table, metric))
-    mean, half = interval([results["summary"]["last_accuracy"][headline] for results in group])
-    return row | {"last_accuracy": round(mean, 4), "last_accuracy_ci95": None if half is None else round(half, 4)}
+        theirs = [] if metric == "last_accuracy" else [paper_number(paper, config, table, metric)]
+        row |= measured(metric, values, *theirs)
+    return row
 
 
 def curve_rows(group: Sequence[Results], paper: dict) -> list[Row]:
@@ -130,28 +142,15 @@ def curve_rows(group: Sequence[Results], paper: dict) -> list[Row]:
 def position(group: Sequence[Results], paper: dict, table: str) -> tuple:
     """Sort key: the paper's order of rows within a data set, N ascending; what is not in the paper comes last."""
     config = group[0]["config"]
-    where, datasets = place(config, table), [*DATASETS, config["dataset"]]
+    where, datasets = place(config, table), [*facts.DATASETS, config["dataset"]]
     return (
         paper_number(paper, config, table) is None,
         datasets.index(config["dataset"]),
         config["dataset"],
-        ORDER.index(where) if where else len(ORDER),
+        facts.ORDER.index(where) if where else len(facts.ORDER),
         config["baseline"],
         config["nb_phases"],
     )
-
-
-def over_seeds(runs: Sequence[Results]) -> str:
-    """Mean and confidence interval of each number in the summary of runs that differ in their seed only."""
-    seeds = ", ".join(str(results["config"]["random_seed"]) for results in runs)
-    lines = [f"{len(runs)} runs, training seeds {seeds}: mean +- half the width of the 95% confidence interval"]
-    for metric, by_classifier in runs[0]["summary"].items():
-        cells = []
-        for name in by_classifier:
-            mean, half = interval([results["summary"][metric][name] for results in runs])
-            cells.append(f"{name.upper()} {mean:.2f} +- {percent(half)}")
-        lines.append(f"{metric.replace('_', ' ')}: {', '.join(cells)}")
-    return "\n".join(lines)
 
 
 # Markdown and CSV
@@ -165,48 +164,37 @@ def tabulate(runs: Sequence[tuple[str, Results]], paper: dict, table: str) -> tu
         paper: content of paper_results.json.
         table: "all", or "table1", "table2", "figure4": only the runs that belong to a row of it.
     Raises:
-        ValueError: if no finished run belongs to the table.
+        UsageError: if no finished run belongs to the table.
     """
-    groups, left = grouped((name, results) for name, results in runs if finished(results))
-    left += [
-        f"{name}: unfinished, {len(results['phases'])} of {results['config']['nb_phases'] + 1} phases"
-        for name, results in runs
-        if not finished(results)
-    ]
+    groups, left = grouped(runs)
     shown = [group for group in groups if table == "all" or place(group[0]["config"], table)]
     if others := sum(map(len, groups)) - sum(map(len, shown)):
         left.append(f"{others} finished runs that belong to no row of {table} (--table all shows them)")
     if not shown:
-        raise ValueError(f"no finished run for --table {table}: {'; '.join(left) or 'no run at all'}")
+        raise UsageError(f"no finished run for --table {table}: {'; '.join(left) or 'no run at all'}")
     shown.sort(key=lambda group: position(group, paper, table))
     curves = table == "figure4"
     blocks = [curve_rows(group, paper) if curves else [summary_row(group, paper, table)] for group in shown]
     rows = [row for block in blocks for row in block]
-    notes = [text for text in dict.fromkeys(row["differences_from_paper"] for row in rows) if text]
-    lines = curve_tables(blocks, notes) if curves else summary_table(rows, notes)
-    lines += ["", *(f"* [{i}] {text}" for i, text in enumerate(notes, 1))] if notes else []
-    lines += ["", *(f"* {line}" for line in [*explanations(table, paper), *provenance(shown)])]
-    lines += ["", "Left out:", "", *(f"* {line}" for line in left)] if left else []
-    return "\n".join(lines) + "\n", to_csv(rows)
+    notes = [note for note in dict.fromkeys(row["differences_from_paper"] for row in rows) if note]
+    parts = [curve_table(block, notes) for block in blocks] if curves else [summary_table(rows, notes)]
+    parts += [listed(f"[{i}] {note}" for i, note in enumerate(notes, 1))] if notes else []
+    parts += [listed([*explanations(table, paper), *provenance(shown)])]
+    parts += ["Left out:", listed(left)] if left else []
+    return "\n\n".join(parts) + "\n", text.render_table([list(rows[0]), *(row.values() for row in rows)], "csv")
 
 
-def label_cells(row: Row, notes: Sequence[str]) -> list[str]:
-    """The cells of COLUMNS."""
-    how = {"": "", "yes": ", adjusted", "no": ", not adjusted"}[row["adjusted"]]
-    each, total, text = row["exemplars_per_class"], row["exemplars_in_total"], row["differences_from_paper"]
-    return [
-        row["dataset"],
-        str(row["nb_phases"]),
-        row["baseline"],
-        row["exemplars"] + how,
-        f"{total} in total" if total is not None else "-" if each is None else f"{each} per class",
-        row["weight_transfer"],
-        str(row["finetune_epochs"]),
-        row["classifier"],
-        str(row["order_seed"]),
-        str(row["n"]),
-        f"see [{notes.index(text) + 1}]" if text else "paper's",
-    ]
+def listed(lines: Iterable[str]) -> str:
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def label_cells(row: Row, notes: Sequence[str]) -> dict[str, str]:
+    """The cells that say which runs a row is of, by column."""
+    cells = {column: str(row.get(key)) for column, key in COLUMNS.items()}
+    each, total, note = row["exemplars_per_class"], row["exemplars_in_total"], row["differences_from_paper"]
+    cells["exemplars"] += {"": "", "yes": ", adjusted", "no": ", not adjusted"}[row["adjusted"]]
+    cells["budget"] = "-" if each is total is None else text.budget({"nb_protos": each, "total_memory": total})
+    return cells | {"settings": f"see [{notes.index(note) + 1}]" if note else "paper's"}
 
 
 def number_cells(row: Row, name: str) -> list[str]:
@@ -219,31 +207,20 @@ def number_cells(row: Row, name: str) -> list[str]:
     return cells
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, the first row its header, padded so that it reads well as text too."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, " | ".join("-" * width for width in widths))
-    return [f"| {line} |" for line in lines]
-
-
-def summary_table(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
+def summary_table(rows: Sequence[Row], notes: Sequence[str]) -> str:
     header = ["average accuracy %", "paper", "difference", "forgetting", "paper", "difference", "last accuracy %"]
-    metrics = ("average_accuracy", "forgetting", "last_accuracy")
-    body = [[*label_cells(row, notes), *(c for name in metrics for c in number_cells(row, name))] for row in rows]
-    return markdown([[*COLUMNS, *header], *body])
+    metrics, labels = ("average_accuracy", "forgetting", "last_accuracy"), [label_cells(row, notes) for row in rows]
+    numbers = [[cell for metric in metrics for cell in number_cells(row, metric)] for row in rows]
+    body = [[*which.values(), *cells] for which, cells in zip(labels, numbers, strict=True)]
+    return text.render_table([[*labels[0], *header], *body], "markdown")
 
 
-def curve_tables(blocks: Sequence[Sequence[Row]], notes: Sequence[str]) -> list[str]:
-    """A table for each set of runs under a line that says which they are."""
-    lines: list[str] = []
-    for block in blocks:
-        label = zip(COLUMNS, label_cells(block[0], notes), strict=True)
-        title = "; ".join(f"{name}: {cell}" for name, cell in label)
-        header = ["phase", "classes seen", "accuracy %", "paper", "difference"]
-        body = [[str(row["phase"]), str(row["classes_seen"]), *number_cells(row, "accuracy")] for row in block]
-        lines += [*([""] if lines else []), f"**{title}**", "", *markdown([header, *body])]
-    return lines
+def curve_table(block: Sequence[Row], notes: Sequence[str]) -> str:
+    """The phases of a set of runs, under a line that says which they are."""
+    title = "; ".join(map(": ".join, label_cells(block[0], notes).items()))
+    header = ["phase", "classes seen", "accuracy %", "paper", "difference"]
+    body = [[str(row["phase"]), str(row["classes_seen"]), *number_cells(row, "accuracy")] for row in block]
+    return f"**{title}**\n\n{text.render_table([header, *body], 'markdown')}"
 
 
 def explanations(table: str, paper: dict) -> list[str]:
@@ -254,8 +231,9 @@ def explanations(table: str, paper: dict) -> list[str]:
         "that of lucir+mnemonics on cifar100 averages at N = 10 and 25 to its number without adjusting (table 2)"
     )
     averages = [
-        AVERAGE.format(phases="all N + 1"),
-        f"{FORGETTING}. The paper's formula has the opposite sign, its printed values are positive: the same quantity",
+        text.AVERAGE.format(phases="all N + 1"),
+        f"{text.FORGETTING}. The paper's formula has the opposite sign, its printed values are positive: the same "
+        "quantity",
         "last accuracy = accuracy after the last phase, on the test images of all classes",
     ]
     return [
@@ -270,23 +248,14 @@ def explanations(table: str, paper: dict) -> list[str]:
 
 def provenance(groups: Sequence[Sequence[Results]]) -> list[str]:
     """On which machines and with which commits the runs were made."""
-    facts = [results.get("environment") or {} for group in groups for results in group]
+    made = [results["environment"] for group in groups for results in group]
     machines = [
         f"{f.get('device', 'unknown')} ({f.get('device_name', 'unknown')}), {f.get('cpu_count', '?')} CPUs, "
         f"{f.get('threads', '?')} threads, torch {f.get('torch', '?')}"
-        for f in facts
+        for f in made
     ]
-    commits = [str(f.get("commit", "unknown")) for f in facts]
+    commits = [str(f.get("commit", "unknown")) for f in made]
     return [
-        f"{name}: {'; '.join(f'{text} (n = {values.count(text)})' for text in dict.fromkeys(values))}"
+        f"{name}: {'; '.join(f'{value} (n = {values.count(value)})' for value in dict.fromkeys(values))}"
         for name, values in (("machine", machines), ("commit", commits))
     ]
-
-
-def to_csv(rows: Sequence[Row]) -> str:
-    """A line per row; cells without a value are empty."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()

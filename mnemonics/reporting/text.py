@@ -1,14 +1,17 @@
-"""What a run measured, as plain text: tables, and the words for what each number is.
+"""What a run measured, as text: the tables of one run and of several, and the words for what each number is.
 
-Pure functions of the dict in `results.json`. All accuracies are in percent.
+Functions of the dict in `results.json`. All accuracies are in percent. `render_table` renders every table.
 """
 
+import csv
+import io
 from collections.abc import Sequence
 from typing import Any
 
 from mnemonics.config.fields import SETTINGS
 
 Results = dict[str, Any]  # the content of results.json
+Rows = list[list[str]]  # the cells of a table, the first row its header
 CLASSIFIERS = {
     "cnn": "CNN = the class with the largest output of the network",
     "nme": "NME = nearest mean of exemplars: the class whose mean exemplar feature is nearest to the image's (cosine)",
@@ -28,6 +31,37 @@ FORGETTING = (
     "forgetting = accuracy on the test images of the phase-0 classes of the first model minus that of the "
     "last; lower is better"
 )
+OF_SEVERAL = (  # what the numbers of several runs are
+    "accuracies in percent of the headline classifier (where there are others: *), after any fine-tuning on the "
+    "exemplars; n = 1 run per row",
+    AVERAGE.format(phases="all finished"),
+    FORGETTING,
+)
+
+
+def render_table(rows: Sequence[Sequence[Any]], style: str = "text", left: int = 0) -> str:
+    """The one renderer of tables (the page has the same rows in its template).
+
+    Args:
+        rows: cells, the first row is the header; strings, for "csv" any values (None: an empty cell).
+        style: "text" (columns as wide as their widest cell), "markdown" (the same, padded) or "csv".
+        left: of "text", how many columns are flush left; the others are flush right.
+    """
+    if style == "csv":
+        file = io.StringIO()
+        csv.writer(file, lineterminator="\n").writerows(rows)
+        return file.getvalue()
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if style == "markdown":
+        rule = ["-" * width for width in widths]
+        padded = [map(str.ljust, row, widths) for row in (rows[0], rule, *rows[1:])]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
+    align = [str.ljust if i < left else str.rjust for i in range(len(widths))]
+    lines = [[fit(*cell) for fit, *cell in zip(align, row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(cells).rstrip() for cells in lines)
+
+
+# words
 
 
 def classifiers(results: Results) -> list[str]:
@@ -35,11 +69,15 @@ def classifiers(results: Results) -> list[str]:
     return [key for key in results["phases"][0]["accuracy"] if not key.endswith("_before_finetune")]
 
 
+def starred(results: Results) -> dict[str, str]:
+    """What each classifier is called in a table: the headline one with a star."""
+    return {name: name.upper() + "*" * (name == results["headline"]) for name in classifiers(results)}
+
+
 def budget(config: dict[str, Any]) -> str:
     """The exemplar budget in words. Per class and in total are different experiments, so every table says which."""
-    if config["total_memory"] is not None:
-        return f"{config['total_memory']} exemplars in total (--total_memory)"
-    return f"{config['nb_protos']} exemplars per class (--nb_protos)"
+    total = config["total_memory"]
+    return f"{config['nb_protos']} per class" if total is None else f"{total} in total"
 
 
 def percent(value: float | None) -> str:
@@ -47,25 +85,54 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def aligned(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
-    """One line per row, columns as wide as their widest cell: the first `left` flush left, the others flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
+def in_words(value: Any) -> str:
+    """The value of a setting."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "not given" if value is None else str(value)
+
+
+def title_of(results: Results) -> str:
+    """Which run this is, in one line."""
+    config = results["config"]
+    return (
+        f"{config['dataset']}, {config['baseline']} with {config['exemplars']} exemplars, "
+        f"training seed {config['random_seed']}, class order seed {config['order_seed']}"
+    )
+
+
+def is_finished(results: Results) -> bool:
+    return len(results["phases"]) == results["config"]["nb_phases"] + 1
+
+
+def finished_phases(results: Results) -> str:
+    """How many phases are finished of all, e.g. "3 of 6"."""
+    return f"{len(results['phases'])} of {results['config']['nb_phases'] + 1}"
+
+
+def definitions(results: Results) -> list[str]:
+    """The lines under the tables of a run: exactly what its numbers are."""
+    config, flag = results["config"], "--nb_protos" if results["config"]["total_memory"] is None else "--total_memory"
+    tuning = "without fine-tuning on the exemplars"
+    if config["finetune_epochs"]:
+        tuning = 'after fine-tuning on the exemplars; "before" = before it'
+    lines = [
+        "train images = images of the new classes + of old ones (exemplars, unless the baseline is a bound)",
+        f"exemplar budget: {budget(config)} ({flag})",
+        AVERAGE.format(phases=f"all {len(results['phases'])}" if is_finished(results) else finished_phases(results)),
+        FORGETTING,
+        f"{tuning}; n runs = 1; * = headline classifier",
     ]
+    if "ncm" in classifiers(results):
+        lines.append("NCM reads all training data, which a learner would no longer have: an upper bound")
+    return lines
 
 
-def starred(results: Results) -> dict[str, str]:
-    """What each classifier is called in a table: the headline one with a star."""
-    return {name: name.upper() + "*" * (name == results["headline"]) for name in classifiers(results)}
+# the table of one run
 
 
-def phase_rows(results: Results) -> list[list[str]]:
-    """The table of one run, a row per finished phase; the first row is its header."""
+def phase_rows(results: Results) -> Rows:
+    """A row per finished phase."""
     shown, headline = starred(results), results["headline"]
     columns = {name: f"{title} %" for name, title in shown.items()}
     if results["config"]["finetune_epochs"]:
@@ -88,83 +155,61 @@ def phase_rows(results: Results) -> list[list[str]]:
     return rows
 
 
-def title_of(results: Results) -> str:
-    """Which run this is, in one line."""
-    config = results["config"]
-    return (
-        f"{config['dataset']}, {config['baseline']} with {config['exemplars']} exemplars, "
-        f"training seed {config['random_seed']}, class order seed {config['order_seed']}"
-    )
+def summary_rows(results: Results) -> Rows:
+    """A row per number of the summary, a column per classifier."""
+    summary, shown = results["summary"], starred(results)
+    rows = [[title, *(percent(summary[key].get(name)) for name in shown)] for key, title in SUMMARY.items()]
+    return [["", *shown.values()], *rows]
 
 
 def results_table(results: Results) -> str:
-    """The table of one run: a row per finished phase, the summary per classifier, and what each number means.
-
-    Args:
-        results: content of results.json with at least one finished phase.
-    """
-    summary = [
-        [title, *(f"{shown} {percent(results['summary'][key].get(name))}" for name, shown in starred(results).items())]
-        for key, title in SUMMARY.items()
-    ]
-    table, lines = aligned(phase_rows(results)), definitions(results)
-    return "\n".join([title_of(results), "", *table, "", *aligned(summary, left=1), "", *lines])
+    """A row per finished phase, the summary per classifier, and what each number means."""
+    tables = [render_table(phase_rows(results)), render_table(summary_rows(results), left=1)]
+    return "\n\n".join([title_of(results), *tables, "\n".join(definitions(results))])
 
 
-def definitions(results: Results) -> list[str]:
-    """The lines under the table of a run: exactly what its numbers are."""
-    finished, planned = len(results["phases"]), results["config"]["nb_phases"] + 1
-    phases = f"all {planned}" if finished == planned else f"the {finished} finished of {planned}"
-    tuning = (
-        'after fine-tuning on the exemplars; "before" = before it'
-        if results["config"]["finetune_epochs"]
-        else "without fine-tuning on the exemplars"
-    )
-    lines = [
-        "train images = images of the new classes + of old ones (exemplars, unless the baseline is a bound)",
-        f"budget: {budget(results['config'])}",
-        AVERAGE.format(phases=phases),
-        FORGETTING,
-        f"{tuning}; n runs = 1; * = headline classifier",
-    ]
-    if "ncm" in classifiers(results):
-        lines.append("NCM reads all training data, which a learner would no longer have: an upper bound")
-    return lines
+# the table of several runs
 
 
-def comparison_table(runs: Sequence[tuple[str, Results]]) -> str:
-    """A row per run: accuracy of its headline classifier after each phase, average accuracy and forgetting. Below it,
-    the settings in which the runs differ.
-
-    Args:
-        runs: (name, content of results.json) of each run; runs with fewer phases are padded with blanks.
-    """
+def comparison_rows(runs: Sequence[tuple[str, Results]]) -> Rows:
+    """A row per run: accuracy of its headline classifier after each phase, average accuracy and forgetting. Runs with
+    fewer phases are padded with blanks."""
     longest = max(len(results["phases"]) for _, results in runs)
     rows = [["run", "exemplars", "classifier", *(f"phase {i}" for i in range(longest)), "average", "forgetting"]]
     for name, results in runs:
-        headline, summary = results["headline"], results["summary"]
-        finished, planned = len(results["phases"]), results["config"]["nb_phases"] + 1
+        headline, summary, done = results["headline"], results["summary"], len(results["phases"])
         rows.append(
             [
-                name if finished == planned else f"{name} ({finished} of {planned} phases)",
-                budget(results["config"]).split(" (")[0].replace("exemplars ", ""),
+                name if is_finished(results) else f"{name} ({finished_phases(results)} phases)",
+                budget(results["config"]),
                 headline.upper(),
                 *(percent(phase["accuracy"][headline]) for phase in results["phases"]),
-                *[""] * (longest - finished),
+                *[""] * (longest - done),
                 percent(summary["average_accuracy"][headline]),
                 percent(summary["forgetting"][headline]),
             ]
         )
+    return rows
+
+
+def changes_numbers(setting: str) -> bool:
+    return setting not in SETTINGS or SETTINGS[setting].affects_results
+
+
+def differing_settings(configs: Sequence[dict[str, Any]]) -> Rows:
+    """A row for each setting in which these runs differ, without a header: its name and the value of each run. First
+    those that can change a number."""
+    names = dict.fromkeys(name for config in configs for name in config)
+    rows = [[name, *(in_words(config.get(name)) for config in configs)] for name in names]
+    return sorted((row for row in rows if len(set(row[1:])) > 1), key=lambda row: not changes_numbers(row[0]))
+
+
+def comparison_table(runs: Sequence[tuple[str, Results]]) -> str:
+    """`comparison_rows` of (name, content of results.json), and the settings that can change a number in which these
+    runs differ."""
+    differing = differing_settings([results["config"] for _, results in runs])
     lines = [
-        *aligned(rows, left=3),
-        "",
-        "accuracies in percent of the headline classifier; n = 1 run per row",
-        AVERAGE.format(phases="all finished"),
-        FORGETTING,
+        *OF_SEVERAL,
+        *(f"the runs differ in {name}: {' | '.join(values)}" for name, *values in differing if changes_numbers(name)),
     ]
-    configs = [results["config"] for _, results in runs]
-    for key in dict.fromkeys(key for config in configs for key in config):
-        values = [str(config.get(key)) for config in configs]
-        if len(set(values)) > 1 and (key not in SETTINGS or SETTINGS[key].affects_results):
-            lines.append(f"the runs differ in {key}: {' | '.join(values)}")
-    return "\n".join(lines)
+    return "\n".join([render_table(comparison_rows(runs), left=3), "", *lines])

@@ -19,38 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from eval.evaluate import check_fit, experiment_of
 from mnemonics.data.batches import LabelledImages, Preprocessing, plain_batches
-from mnemonics.engine.errors import UsageError
+from mnemonics.data.scenario import Scenario
+from mnemonics.engine.errors import UsageError, command
 from mnemonics.engine.files import write_json
-from mnemonics.experiment.state import Experiment
-from mnemonics.experiment.stored import FIXED, Target, own_target
-from mnemonics.reporting.read import run_names
-from mnemonics.reporting.tables import markdown
+from mnemonics.experiment.stored import Target, check_fit, open_run_folder
+from mnemonics.reporting.read import run_names, writing
+from mnemonics.reporting.text import render_table
 
-HEADER = ("run", "phase", "moved, grey levels", "right on exemplars, %", "loss", "by the network of phase 0, %",
-          "right on test images, %")  # fmt: skip
-
-
-def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="exemplar_drift.py", description="How exemplars of phase 0 and the network drift.", allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
-    add("--data_dir", help="folder of the data set (where the run had it)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto: a GPU where there is one (%(default)s)")
-    add("--out", type=Path, help="JSON file for the numbers (none)")
-    return parser.parse_args(arguments)
-
-
-def opened(path: Path, options: argparse.Namespace) -> tuple[Target, Experiment]:
-    """A run with its data. Raises UsageError where there is nothing to follow."""
-    if not (path / "phase_0.pt").is_file():
-        raise UsageError(f"{path}: holds no phase_0.pt; give the folder of a run")
-    given = vars(options) | dict.fromkeys(FIXED) | {"eval_batch_size": None, "ncm": False}
-    target = own_target(path, argparse.Namespace(**given))
-    return target, experiment_of(target, path)[0]
+COLUMNS = {
+    "run": "run",
+    "phase": "phase",
+    "moved_grey_levels": "moved, grey levels",
+    "accuracy": "right on exemplars, %",
+    "loss": "loss",
+    "accuracy_of_phase_0": "by the network of phase 0, %",
+    "test_accuracy": "right on test images, %",
+}
 
 
 @torch.no_grad()
@@ -62,14 +47,14 @@ def fit(model: nn.Module, data: LabelledImages, prep: Preprocessing, batch_size:
     return round(100 * right, 2), round(F.cross_entropy(logits, data.labels).item(), 4)
 
 
-def rows_of(name: str, target: Target, experiment: Experiment) -> Iterator[dict[str, Any]]:
-    """A row per phase. Raises UsageError for a damaged file."""
-    phases, prep, size = experiment.protocol.phases, experiment.prep, experiment.config.eval_batch_size
+def rows_of(name: str, target: Target, scenario: Scenario) -> Iterator[dict[str, Any]]:
+    """A row per phase, with the keys of COLUMNS. Raises UsageError for a damaged file."""
+    phases, prep, size = scenario.protocol.phases, scenario.prep, scenario.config.eval_batch_size
     classes, first = phases[0].seen, None
-    test = experiment.labelled(*experiment.source.test(experiment.protocol.order[:classes]))
+    test = scenario.labelled(*scenario.source.test(scenario.protocol.order[:classes]))
     for phase, path in sorted(target.files.items()):
-        loaded = target.load(phase, path, experiment.device)
-        check_fit(experiment, phases[phase], path, loaded)
+        loaded = target.load(phase, path, scenario.device)
+        check_fit(scenario, phases[phase], path, loaded)
         if loaded.exemplars is None:
             raise UsageError(f"{path}: holds no exemplars")
         exemplars = loaded.exemplars[loaded.exemplars.labels < classes]
@@ -77,34 +62,27 @@ def rows_of(name: str, target: Target, experiment: Experiment) -> Iterator[dict[
         if len(exemplars) != len(first[1]):
             raise UsageError(f"{path}: exemplars were dropped, so that those left are not comparable")
         moved = (exemplars.images.float() - first[1].images.float()).abs().mean().item()
-        accuracy, loss = fit(loaded.model, exemplars, prep, size)
-        yield {
-            "run": name,
-            "phase": phase,
-            "moved_grey_levels": round(moved, 3),
-            "accuracy": accuracy,
-            "loss": loss,
-            "accuracy_of_phase_0": fit(first[0], exemplars, prep, size)[0],
-            "test_accuracy": fit(loaded.model, test, prep, size)[0],
-        }
+        values = [name, phase, round(moved, 3), *fit(loaded.model, exemplars, prep, size)]
+        values += [fit(first[0], exemplars, prep, size)[0], fit(loaded.model, test, prep, size)[0]]
+        yield dict(zip(COLUMNS, values, strict=True))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table and write the numbers. Returns the exit status."""
-    options = parse_args(arguments)
-    try:
-        runs = [opened(path, options) for path in options.runs]
-        rows = [row for name, run in zip(run_names(options.runs), runs, strict=True) for row in rows_of(name, *run)]
-        if options.out is not None:
+@command("exemplar_drift.py")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table and write the numbers."""
+    parser = argparse.ArgumentParser(description="How exemplars of phase 0 and the network drift.", allow_abbrev=False)
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
+    add("--data_dir", help="folder of the data set (where the run had it)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto: a GPU where there is one (%(default)s)")
+    add("--out", type=Path, help="JSON file for the numbers (none)")
+    options = parser.parse_args(arguments)
+    runs = [open_run_folder(path, options) for path in options.runs]
+    rows = [row for name, run in zip(run_names(options.runs), runs, strict=True) for row in rows_of(name, *run)]
+    if options.out is not None:
+        with writing(options.out):
             write_json(options.out, rows)
-    except UsageError as error:
-        print(f"exemplar_drift.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"exemplar_drift.py: --out {options.out}: cannot be written ({error.strerror})", file=sys.stderr)
-        return 2
-    print("\n".join(markdown([list(HEADER), *([str(value) for value in row.values()] for row in rows)])))
-    return 0
+    print(render_table([list(COLUMNS.values()), *(list(map(str, row.values())) for row in rows)], "markdown"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ are chosen by their settings, never by the names of their files. Exit status: 0 
 import json
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -17,48 +17,51 @@ from typing import Any
 import jinja2
 
 from mnemonics.config.fields import SETTINGS
+from mnemonics.engine.errors import UsageError, command
 from mnemonics.engine.files import write_if_new
 from mnemonics.reporting.paper import load_paper, paper_number
-from mnemonics.reporting.read import read_results, results_files
-from mnemonics.reporting.tables import finished, interval, markdown
-from mnemonics.reporting.text import Results, percent
+from mnemonics.reporting.read import load_all
+from mnemonics.reporting.tables import interval
+from mnemonics.reporting.text import Results, is_finished, percent, render_table
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
+METRICS = ("average_accuracy", "forgetting", "last_accuracy")  # of the summary
 Settings = dict[str, Any]
 
 
 class Page:
     """What a template can call. Settings are those of config.json, and "tuned": whether there was any fine-tuning, and
-    "device"; "classifier" is "cnn" or "nme", by default the headline one. Raises ValueError where nothing fits."""
+    "device"; "classifier" is "cnn" or "nme", by default the headline one. Raises UsageError where nothing fits."""
 
     def __init__(self, folder: Path):
         self.folder, self.paper = folder, load_paper()
-        self.results = {path: read_results(path) for path in results_files(folder)}
+        self.results = [results for _, results in load_all([folder])]
 
-    def runs(self, **settings: Any) -> list[Results]:
-        """The finished runs with these settings, by seed."""
-        found = [results for results in self.results.values() if finished(results) and fits(results, settings)]
+    def runs(self, settings: Settings) -> tuple[list[Results], str]:
+        """The finished runs with these settings, by seed; and the classifier that is asked for."""
+        wanted = {name: value for name, value in settings.items() if name != "classifier"}
+        found = [results for results in self.results if is_finished(results) and fits(results, wanted)]
+        found.sort(key=lambda results: results["config"]["random_seed"])
         if not found:
-            raise ValueError(f"no finished run with {settings}")
-        seeds = [results["config"]["random_seed"] for results in found]
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"several runs of one seed with {settings}: say what tells them apart")
-        return sorted(found, key=lambda results: results["config"]["random_seed"])
+            raise UsageError(f"no finished run with {settings}")
+        if len({results["config"]["random_seed"] for results in found}) < len(found):
+            raise UsageError(f"several runs of one seed with {settings}: say what tells them apart")
+        return found, settings.get("classifier", found[0]["headline"])
 
     def phases(self, rows: Sequence[Sequence[Any]], **common: Any) -> str:
         """A table with a row per (title, settings, settings, ...): accuracy after each phase, average and forgetting,
         with 95% confidence intervals, and the paper's average."""
         body = [self.phases_row(title, merged(common, *settings)) for title, *settings in rows]
         numbers = [str(i) for i in range(len(body[0]) - 5)]
-        return "\n".join(markdown([["", *numbers, "average", "forgetting", "n", "the paper's average"], *body]))
+        return render_table([["", *numbers, "average", "forgetting", "n", "the paper's average"], *body], "markdown")
 
     def phases_row(self, title: str, settings: Settings) -> list[str]:
-        runs = self.runs(**without_classifier(settings))
-        name = settings.get("classifier", runs[0]["headline"])
+        """The cells of a row of `phases`."""
+        runs, name = self.runs(settings)
         curves = zip(*([phase["accuracy"][name] for phase in results["phases"]] for results in runs), strict=True)
         cells = [f"{interval(values)[0]:.2f}" for values in curves]
-        cells += [mean(summaries(runs, metric, name)) for metric in ("average_accuracy", "forgetting")]
-        return [title, *cells, str(len(runs)), percent(self.in_paper(runs[0], name))]
+        summaries = [[results["summary"][metric][name] for results in runs] for metric in METRICS[:2]]
+        return [title, *cells, *map(mean, summaries), str(len(runs)), percent(self.in_paper(runs[0], name))]
 
     def in_paper(self, results: Results, classifier: str) -> float | None:
         """The paper's average accuracy; None for a classifier that it does not have. LwF and iCaRL are one training."""
@@ -72,40 +75,32 @@ class Page:
     def gains(self, rows: Sequence[Sequence[Any]], **common: Any) -> str:
         """A table with a row per (title, [settings, ...], [settings of what it is compared with, ...]): differences in
         average accuracy, forgetting and last accuracy between runs of the same seed, with 95% confidence intervals."""
-        body = []
+        table = [["", "average accuracy", "forgetting", "last accuracy", "n"]]
         for title, one, other in rows:
-            pairs = self.pairs(merged(common, *one), merged(common, *other))
-            cells = [mean(differences, sign="+") for differences in zip(*pairs, strict=True)]
-            body.append([title, *cells, str(len(pairs))])
-        header = ["", "average accuracy", "forgetting", "last accuracy", "n"]
-        return "\n".join(markdown([header, *body]))
+            sides = [self.by_seed(merged(common, *parts)) for parts in (one, other)]
+            seeds = sorted(sides[0].keys() & sides[1].keys())
+            if not seeds:
+                raise UsageError(f"no seed with both {one} and {other}")
+            pairs = [map(operator.sub, sides[0][seed], sides[1][seed]) for seed in seeds]
+            table.append([title, *(mean(values, "+") for values in zip(*pairs, strict=True)), str(len(seeds))])
+        return render_table(table, "markdown")
 
-    def pairs(self, one: Settings, other: Settings) -> list[list[float]]:
-        """For each seed that both have: [difference in average accuracy, in forgetting, in last accuracy]."""
-        sides = []
-        for settings in (one, other):
-            runs = self.runs(**without_classifier(settings))
-            name = settings.get("classifier", runs[0]["headline"])
-            metrics = ("average_accuracy", "forgetting", "last_accuracy")
-            sides.append({run["config"]["random_seed"]: [run["summary"][m][name] for m in metrics] for run in runs})
-        seeds = sorted(sides[0].keys() & sides[1].keys())
-        if not seeds:
-            raise ValueError(f"no seed with both {one} and {other}")
-        return [[a - b for a, b in zip(sides[0][seed], sides[1][seed], strict=True)] for seed in seeds]
+    def by_seed(self, settings: Settings) -> dict[int, list[float]]:
+        """seed -> the METRICS of its run."""
+        runs, name = self.runs(settings)
+        return {run["config"]["random_seed"]: [run["summary"][m][name] for m in METRICS] for run in runs}
 
     def average(self, *parts: Settings, metric: str = "average_accuracy", **settings: Any) -> str:
         """Mean and confidence interval of a number of the summary, for use in a sentence."""
-        chosen = merged(settings, *parts)
-        runs = self.runs(**without_classifier(chosen))
-        return mean(summaries(runs, metric, chosen.get("classifier", runs[0]["headline"])))
+        runs, name = self.runs(merged(settings, *parts))
+        return mean([results["summary"][metric][name] for results in runs])
 
     def provenance(self, **settings: Any) -> str:
         """Machine, commits and number of the runs with these settings, one sentence."""
-        found = [results for results in self.results.values() if fits(results, settings)]
-        facts = [results["environment"] for results in found]
+        facts = [results["environment"] for results in self.results if fits(results, settings)]
         machines = unique(f"{f['device']}, {f['threads']} of {f['cpu_count']} cores, torch {f['torch']}" for f in facts)
         commits = unique(f["commit"][:10] + ("-dirty" if f["commit"].endswith("-dirty") else "") for f in facts)
-        return f"{len(found)} runs; {'; '.join(machines)}; commits {', '.join(commits)}"
+        return f"{len(facts)} runs; {'; '.join(machines)}; commits {', '.join(commits)}"
 
     def number(self, file: str, path: str) -> Any:
         """A value of any JSON file in results/: `path` is its keys and indices, with dots between them."""
@@ -116,9 +111,8 @@ class Page:
 def fits(results: Results, settings: Settings) -> bool:
     """Whether a run has these settings."""
     facts = {"tuned": results["config"]["finetune_epochs"] > 0, "device": results["environment"].get("device")}
-    unknown = settings.keys() - SETTINGS.keys() - facts.keys()
-    if unknown:
-        raise ValueError(f"no setting of a run is called {', '.join(sorted(unknown))}")
+    if unknown := settings.keys() - SETTINGS.keys() - facts.keys():
+        raise UsageError(f"no setting of a run is called {', '.join(sorted(unknown))}")
     return all((results["config"] | facts).get(name) == value for name, value in settings.items())
 
 
@@ -127,46 +121,31 @@ def merged(*parts: Settings) -> Settings:
     return reduce(operator.or_, parts)
 
 
-def without_classifier(settings: Settings) -> Settings:
-    return {name: value for name, value in settings.items() if name != "classifier"}
-
-
-def summaries(runs: Sequence[Results], metric: str, classifier: str) -> list[float]:
-    return [results["summary"][metric][classifier] for results in runs]
-
-
 def mean(values: Sequence[float], sign: str = "") -> str:
     """Mean and, of several values, half the width of its 95% confidence interval (Student's t)."""
     middle, half = interval(values)
     return f"{middle:{sign}.2f}" + ("" if half is None else f" +- {half:.2f}")
 
 
-def unique(values: Any) -> list[str]:
+def unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
 def page(folder: Path) -> str:
-    """The text of README.md for this folder of results. Raises ValueError (one line) for a wrong call or file."""
-    loader = jinja2.FileSystemLoader(folder)
-    settings = {"undefined": jinja2.StrictUndefined, "keep_trailing_newline": True, "autoescape": False}
-    calls = Page(folder)
-    public: dict[str, Callable] = {"merged": merged}
-    public |= {name: getattr(calls, name) for name in ("phases", "gains", "average", "provenance", "number")}
+    """The text of README.md for this folder of results. Raises UsageError for a wrong call or file."""
+    loader, calls = jinja2.FileSystemLoader(folder), Page(folder)
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    public = {name: getattr(calls, name) for name in ("phases", "gains", "average", "provenance", "number")}
     try:
-        return jinja2.Environment(loader=loader, **settings).get_template("README.md.j2").render(public)
-    except (jinja2.TemplateError, LookupError, TypeError) as error:
-        raise ValueError(f"{folder / 'README.md.j2'}: {type(error).__name__}: {error}") from error
+        return environment.get_template("README.md.j2").render(public, merged=merged)
+    except (jinja2.TemplateError, LookupError, TypeError, ValueError, OSError) as error:
+        raise UsageError(f"{folder / 'README.md.j2'}: {type(error).__name__}: {error}") from error
 
 
-def main() -> int:
-    """Returns the exit status."""
-    try:
-        text = page(RESULTS)
-    except (ValueError, OSError) as error:
-        print(f"results_page.py: {error}", file=sys.stderr)
-        return 2
-    write_if_new(RESULTS / "README.md", text.encode())
-    return 0
+@command("results_page.py")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page."""
+    write_if_new(RESULTS / "README.md", page(RESULTS).encode())
 
 
 if __name__ == "__main__":

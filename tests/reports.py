@@ -1,0 +1,102 @@
+"""What tests of reports share: scripts as modules, results made by hand, tiny real runs, and readers of tables."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from mnemonics import algorithm
+from mnemonics.config.fields import ExperimentConfig
+from mnemonics.config.presets import resolved
+from mnemonics.experiment.state import parse_args
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ("--dataset digits --max_images_per_class 40 --nb_phases 5 --network resnet8 --epochs 1 --nb_protos 2 "
+        "--mnemonics_val_batch_size 64 --mnemonics_epochs 2 --mnemonics_steps 1 --mnemonics_outer_lr 0.1 "
+        "--finetune_epochs 1 --device cpu")  # fmt: skip
+KINDS = {
+    "herding": "--exemplars herding",
+    "mnemonics": "",
+    "adjusted": "--adjust_always",
+    "joint": "--baseline joint --exemplars random --finetune_epochs 0",
+}
+FIRST_CLASSES = {"cifar100": 50, "digits": 5, "imagenet_sub": 50, "imagenet": 500}
+PLAIN = {"exemplars": "herding", "weight_transfer": False, "finetune_epochs": 0}
+FOLDER = tempfile.TemporaryDirectory(prefix="runs_of_tests_")  # removed at the end
+
+
+@functools.cache
+def tiny_run(kind: str) -> Path:
+    """The folder of a finished run on digits, made once; only to be read."""
+    folder = Path(FOLDER.name) / kind
+    algorithm.run(parse_args(f"{TINY} {KINDS[kind]} --out {folder}".split()))
+    return folder
+
+
+def script(name: str):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its classes look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+def mistake(capsys, main, *arguments) -> str:
+    """The line on standard error of a command that ends with status 2 and says nothing else."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    output = capsys.readouterr()
+    assert (output.out, output.err.count("\n")) == ("", 1)
+    return output.err
+
+
+def make_results(seed=1, average=60.0, forgetting=20.0, last=50.0, finished=None, **settings):
+    """Results with the paper's settings, except those given. The classifier that is not the headline is far off."""
+    given = {"dataset": "cifar100", "nb_phases": 5, "mnemonics_preset": "paper"} | settings
+    config = dataclasses.asdict(resolved(ExperimentConfig(random_seed=seed, **given)))
+    first, phases = FIRST_CLASSES[config["dataset"]], config["nb_phases"] + 1
+    headline, other = ("nme", "cnn") if config["baseline"] == "icarl" else ("cnn", "nme")
+    return {
+        "config": config,
+        "environment": {"device": "cpu", "threads": 1, "cpu_count": 2, "torch": "2", "commit": "0123456789ab"},
+        "class_order": [0, 1],
+        "class_order_sha256": "ab",
+        "headline": headline,
+        "phases": [
+            {
+                "phase": i,
+                "classes_seen": first + i * first // config["nb_phases"],
+                "train_images": {"new": 500 * first, "old": 0},
+                "exemplars_per_class": {"min": 20, "max": 20},
+                "exemplar_bytes": 1024,
+                "accuracy": {headline: average - i, other: 1.0},
+                "phase0_accuracy": {headline: average - 2 * i, other: 1.0},
+                "accuracy_by_phase_of_origin": {name: [50.0] * (i + 1) for name in ("cnn", "nme")},
+                "seconds": {"train": 1.5, "exemplars": 0.5, "evaluate": 0.25},
+                "peak_memory_bytes": 1,
+            }
+            for i in range(phases)
+        ][:finished],
+        "summary": {
+            "average_accuracy": {headline: average, other: 1.0},
+            "forgetting": {headline: forgetting, other: 1.0},
+            "last_accuracy": {headline: last, other: 1.0},
+        },
+    }
+
+
+def written(path: Path, content) -> Path:
+    """A file with this text, or this value as JSON, in folders that it may need."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def body(text: str) -> list[list[str]]:
+    """The rows below the header of a Markdown table."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
