@@ -1,0 +1,76 @@
+"""What README and docs tell to run, and where they point."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mnemonics.algorithm import run
+from mnemonics.baselines import BASELINES
+from mnemonics.config.command_line import build_parser
+from mnemonics.data.sources import SOURCES
+from mnemonics.exemplars.methods import EXEMPLARS, ExemplarMethod
+from mnemonics.experiment.state import CHOICES, parse_args
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")]
+TINY = "--nb_phases 1 --network resnet8 --epochs 1 --nb_protos 2 --method baseline --device cpu".split()
+
+
+def code_of(text):
+    """The names that the Python examples of a page define, by example."""
+    found = []
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        names = {}
+        exec(code, names)
+        found.append(names)
+    return found
+
+
+def test_the_library_example_runs_and_does_what_it_says():
+    torch.manual_seed(0)
+    (names,) = code_of(README)
+    model, x, y, start = (names[name] for name in ("model", "x", "y", "start"))
+
+    def accuracy_after_training_on(images):
+        parameters = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+        for _ in range(20):
+            loss = F.cross_entropy(torch.func.functional_call(model, parameters, (images,)), y[start])
+            gradient = torch.autograd.grad(loss, list(parameters.values()))
+            step = zip(parameters.items(), gradient, strict=True)
+            parameters = {name: (p - 0.5 * g).detach().requires_grad_() for (name, p), g in step}
+        return (torch.func.functional_call(model, parameters, (x,)).argmax(1) == y).float().mean().item()
+
+    assert accuracy_after_training_on(names["exemplars"]) > accuracy_after_training_on(x[start]) + 0.05
+
+
+def test_the_examples_of_extending_work_together(tmp_path, monkeypatch):
+    baseline, method, source = code_of((ROOT / "docs" / "extending.md").read_text(encoding="utf-8"))
+    monkeypatch.setitem(BASELINES, "feature-distillation", baseline["FeatureDistillation"])
+    monkeypatch.setitem(EXEMPLARS, "confident", ExemplarMethod(method["choose_confident"]))
+    monkeypatch.setitem(SOURCES, "stripes", source["load_stripes"])
+    flags = "--dataset stripes --baseline feature-distillation --exemplars confident".split()
+    results, _ = run(parse_args([*TINY, *flags, "--out", str(tmp_path / "run")]))
+    assert [phase["exemplars_per_class"] for phase in results["phases"]] == [{"min": 2, "max": 2}] * 2
+    assert results["phases"][-1]["accuracy"]["nme"] > 2 * 10  # twice what guessing gives
+
+
+def test_every_flag_that_a_page_names_exists():
+    flags = {option for action in build_parser(CHOICES)._actions for option in action.option_strings}
+    commands = [line for page in PAGES for line in re.findall(r"python main\.py[^\n`|]*", page.read_text("utf-8"))]
+    assert len(commands) >= 5
+    for command in commands:
+        assert set(re.findall(r"--[a-z][a-zA-Z_0-9-]*", command.split("#")[0])) <= flags, command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert link.startswith("http") or (page.parent / link).exists(), link
+
+
+def test_readme_is_short():
+    assert README.count("\n") <= 160

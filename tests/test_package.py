@@ -1,0 +1,36 @@
+"""The installed package works without the checkout."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_a_wheel_runs_from_another_folder(tmp_path):
+    source, installed, elsewhere = tmp_path / "source", tmp_path / "installed", tmp_path / "elsewhere"
+    shutil.copytree(ROOT / "mnemonics", source / "mnemonics", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = "pip wheel --quiet --no-deps --no-build-isolation --wheel-dir".split()
+    subprocess.run([sys.executable, "-m", *build, tmp_path, source], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(installed)
+    elsewhere.mkdir()
+    flags = "--dataset digits --nb_phases 1 --network resnet8 --epochs 1 --nb_protos 2 --method baseline --device cpu"
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    command = [sys.executable, "-c", "import mnemonics, runpy; print(mnemonics.__file__); "
+               "runpy.run_module('mnemonics', run_name='__main__', alter_sys=True)"]  # fmt: skip
+    process = subprocess.run(
+        [*command, *flags.split(), "--out", "run"], cwd=elsewhere, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith(str(installed))
+    results = json.loads((elsewhere / "run" / "results.json").read_text())
+    assert len(results["phases"]) == 2
+    assert "<table>" in (elsewhere / "run" / "report.html").read_text()
+    assert results["environment"]["commit"] == "unknown"  # not that of whatever checkout is around
