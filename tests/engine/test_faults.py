@@ -30,11 +30,11 @@ from mnemonics.experiment import state as setup
 from mnemonics.experiment.state import parse_args
 from mnemonics.experiment.stored import read_state
 
-KILLS, KILLS_IN_WRITES, KILLS_OF_THE_COMMAND = 40, 10, 3
-CORRUPTIONS = 200  # half of them of a finished run folder
-WRITE_FAULTS = 40
-DAMAGED_PHASES = 20
-FUZZ = 300
+KILLS, KILLS_IN_WRITES, KILLS_OF_THE_COMMAND = 16, 6, 2
+CORRUPTIONS = 80  # half of them of a finished run folder
+WRITE_FAULTS = 25
+DAMAGED_PHASES = 12
+FUZZ = 200
 SEED = 1993
 CPU = torch.device("cpu")
 # about two seconds, in three phases, with two or more steps in every loop
@@ -215,10 +215,9 @@ def readable(path):
 
 
 METHODS = {
-    "sgd": "--mnemonics_optimizer sgd --ncm",
     "lucir": "--train_batch_size 11 --mnemonics_base new --mnemonics_start random --no-mnemonics_augment",
     "bic": "--baseline bic --total_memory 30 --mnemonics_variant unroll-fc",
-    "icarl": "--method baseline --baseline icarl --mnemonics_subsets 2",
+    "icarl": "--method baseline --baseline icarl --mnemonics_optimizer sgd --ncm",
     "files": "--dataset folder --num_workers 0 --baseline lwf --mnemonics_variant class-mean --phase0_dir {tmp}/phase0",
 }  # fmt: skip
 
@@ -449,12 +448,11 @@ def test_nothing_whole_is_left(server, interrupted, tmp_path):
 
 
 def test_a_checkpoint_of_format_2(server, interrupted, tmp_path):
-    """Format 2 had no checksum."""
     folder = shutil.copytree(interrupted, tmp_path / "run")
     state = checkpoint.load(folder / "checkpoint.pt", CPU)
     torch.save(state | {"format": 2}, folder / "checkpoint.pt")
     outcome = server.run([*SHORT, "--out", folder], tmp_path / "log", drawn={})
-    assert told_in_a_line(outcome, "format 2", "format 3", "--no-resume", status=2), outcome
+    assert told_in_a_line(outcome, "format 2", f"format {checkpoint.FORMAT}", "--no-resume", status=2), outcome
 
 
 def test_damaged_phases_are_not_evaluated(short, tmp_path):
@@ -488,7 +486,10 @@ def test_rubbish_is_refused(tmp_path, monkeypatch):
     """Bytes of all kinds as checkpoints: one kind of error, and nothing is run."""
     monkeypatch.chdir(tmp_path)
     draw = random.Random(SEED)
-    good, bad = archive_of({"format": 3, "weights": torch.ones(3)}), archive_of({"format": 3, "x": Malicious()})
+    good, bad = (
+        archive_of({"format": checkpoint.FORMAT, "weights": torch.ones(3)}),
+        archive_of({"format": checkpoint.FORMAT, "x": Malicious()}),
+    )
     for number in range(FUZZ):
         data = bytearray(draw.choice([good, bad]))
         kind = draw.choice(["bytes", "cut", "random", "other"])
@@ -508,7 +509,7 @@ def test_rubbish_is_refused(tmp_path, monkeypatch):
         except Exception as error:
             told = isinstance(error, ValueError) and str(error).startswith("c.pt: ") and "\n" not in str(error)
         else:
-            told = state["format"] == 3
+            told = state["format"] == checkpoint.FORMAT
         assert told, (number, kind, data)
         assert not list(tmp_path.iterdir()), (number, kind)
 
