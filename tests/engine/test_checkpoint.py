@@ -61,7 +61,7 @@ def test_files_with_a_checksum_in_the_comment_are_read(tmp_path):
     checkpoint.save(tmp_path / "c.pt", {"phase": 3})
     with zipfile.ZipFile(tmp_path / "c.pt", "a") as archive:
         archive.comment = b"sha256:" + b"0" * 64
-    assert checkpoint.load(tmp_path / "c.pt", CPU) == {"format": 3, "phase": 3}
+    assert checkpoint.load(tmp_path / "c.pt", CPU) == {"format": checkpoint.FORMAT, "phase": 3}
 
 
 def with_pickle(data, pickled):

@@ -17,9 +17,8 @@ import torch
 
 from mnemonics.data.pickles import PickleError, Reader
 from mnemonics.engine.errors import UsageError
-from mnemonics.legacy import checkpoints as legacy
+from mnemonics.legacy.checkpoints import Numbers, TorchReader, read_order, rebuild_tensor
 from mnemonics.legacy.networks import read_network
-from mnemonics.legacy.records import Numbers, TorchReader, rebuild_tensor
 from mnemonics.models.layers import ScaledConv2d, SplitCosineLinear
 from mnemonics.protocol import class_order
 
@@ -221,18 +220,6 @@ def same_numbers(model, weights):
     assert mine == its
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_a_head_without_sigma(split, tmp_path):
-    images = torch.randn(2, 3, 32, 32)
-    with stand_ins(tmp_path), torch.no_grad():
-        linear = importlib.import_module("models.modified_linear")
-        original = make("resnet_cifar", 3, 4)
-        original.fc = linear.SplitCosineLinear(64, 3, 2, False) if split else linear.CosineLinear(64, 5, False)
-        path, expected = save(original, tmp_path / "m.pth", True), original(images)
-    with torch.no_grad():
-        torch.testing.assert_close(read_network(path).model.eval()(images), expected, rtol=1e-5, atol=1e-6)
-
-
 def test_as_pytorch_0_4_pickled_it_on_a_gpu(tmp_path, monkeypatch):
     """Parameters by calling the class, a backend in every module, no count of batches, views of storages, CUDA."""
     thnn = types.ModuleType("torch.nn.backends.thnn")
@@ -272,24 +259,20 @@ ORDER = class_order(100, 1993)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("kind", ["array", "list of numpy numbers", "list"])
-def test_class_orders(protocol, kind, tmp_path):
-    value = {"array": np.array(ORDER), "list of numpy numbers": list(np.array(ORDER)), "list": list(ORDER)}[kind]
-    (tmp_path / "order.pkl").write_bytes(pickle.dumps(value, protocol))
-    assert legacy.read_order(tmp_path / "order.pkl") == ORDER
-
-
-def test_a_class_order_written_by_numpy_1(tmp_path):
-    data = pickle.dumps(np.array(ORDER), 2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+@pytest.mark.parametrize("value", [np.array(ORDER), list(np.array(ORDER)), list(ORDER)])
+def test_class_orders(protocol, value, tmp_path):
+    data = pickle.dumps(value, protocol)
+    if protocol == 2:  # as numpy 1 writes it
+        data = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     (tmp_path / "order.pkl").write_bytes(data)
-    assert legacy.read_order(tmp_path / "order.pkl") == ORDER
+    assert read_order(tmp_path / "order.pkl") == ORDER
 
 
-@pytest.mark.parametrize("value", [[0, 2], [0, 0, 1], "abc", {"a": 1}, np.eye(2), np.array([0.0, 1.0]), [[0]], None])
+@pytest.mark.parametrize("value", [[0, 2], [0, 0], "abc", {"a": 1}, np.eye(2), np.array([0.0, 1.0]), [[0]], None])
 def test_what_is_no_class_order_is_refused(value, tmp_path):
     (tmp_path / "order.pkl").write_bytes(pickle.dumps(value, 2))
     with pytest.raises(UsageError, match=r"order\.pkl: .*(class order|damaged)"):
-        legacy.read_order(tmp_path / "order.pkl")
+        read_order(tmp_path / "order.pkl")
 
 
 # refusals
@@ -334,12 +317,12 @@ def evil_objects(mark):
 @pytest.mark.parametrize("kind", evil_objects(""))
 @pytest.mark.parametrize("where", ["old", "zip", "order 0", "order 2", "order 4"])
 def test_a_pickle_that_tries_to_run_code_is_refused_and_nothing_ran(kind, where, tmp_path):
-    mark, path, read = tmp_path / "ran", tmp_path / "m.pth", legacy.read_order
+    mark, path, read = tmp_path / "ran", tmp_path / "m.pth", read_order
     evil = evil_objects(mark)[kind]
     if where.startswith("order"):
         path.write_bytes(pickle.dumps(evil, int(where[-1])))
     else:
-        read = legacy.read_module
+        read = read_network
         with stand_ins(tmp_path):
             module = make("resnet_cifar", 1, 4)
             module.surprise = evil
@@ -391,7 +374,7 @@ def both_formats(tmp_path_factory):
 def test_truncated_files_are_refused(old, both_formats, tmp_path):
     for share in (0.001, 0.01, 0.1, 0.5, 0.9, 0.9999):
         data = both_formats[old][: int(share * len(both_formats[old]))]
-        assert re.match("truncated|not a file|damaged", refusal(legacy.read_module, tmp_path / "m.pth", data))
+        assert re.match("truncated|not a file|damaged", refusal(read_network, tmp_path / "m.pth", data))
 
 
 def archive(files, packed=zipfile.ZIP_STORED):
@@ -410,12 +393,15 @@ def saved(value, old):
 
 BOMB = {"archive/byteorder": bytes(10**7), "archive/data.pkl": pickle.dumps(1, 2)}
 OTHERS = {
+    "missing": (None, "cannot be read"),
     "empty": (b"", "the file is empty"),
-    "html": (b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title>", "HTML page .*Quota exceeded"),
+    "html": (b"<!DOCTYPE html><html>", "an HTML page, not a checkpoint"),
     "text": (b"hello", "not a file that torch.save wrote"),
     "plain pickle": (pickle.dumps([1, 2]), "not a file that torch.save wrote"),
     "no network, old": (saved({"a": torch.ones(2)}, True), "holds a dict, not a network"),
     "no network, zip": (saved({"a": torch.ones(2)}, False), "holds a dict, not a network"),
+    "another network": (saved(torch.nn.Sequential(), True), r"holds a torch\.nn\.modules\.container\.Sequential"),
+    "double": (saved(torch.nn.BatchNorm2d(2).double(), True), r"asks for 'torch\.DoubleStorage'"),
     "another archive": (archive({"a.txt": "a"}), r"zip archive, but not one that torch\.save wrote"),
     "two pickles": (archive({"a/data.pkl": "a", "a/DATA.pkl": "b"}), r"not one that torch\.save wrote"),
     "compressed": (archive(BOMB, zipfile.ZIP_DEFLATED), "byteorder is compressed"),
@@ -425,16 +411,7 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_files_are_refused(kind, tmp_path):
     data, message = OTHERS[kind]
-    assert re.search(message, refusal(legacy.read_module, tmp_path / "m.pth", data))
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    assert "cannot be read" in refusal(legacy.read_module, tmp_path / "none.pth")
-
-
-def test_big_endian_files_are_refused(both_formats, tmp_path):
-    data = re.sub(rb"(little_endianq.)\x88", lambda match: match[1] + b"\x89", both_formats[True])
-    assert "big-endian" in refusal(legacy.read_module, tmp_path / "m.pth", data)
+    assert re.search(message, refusal(read_network, tmp_path / "m.pth", data))
 
 
 @pytest.mark.parametrize(
@@ -443,56 +420,49 @@ def test_big_endian_files_are_refused(both_formats, tmp_path):
      (0, (2**40, 0), (1, 1)), (0, [2], [1])],
 )  # fmt: skip
 def test_a_tensor_that_is_not_inside_its_storage_is_refused(offset, size, stride):
-    with pytest.raises(PickleError, match="damaged"):
+    with pytest.raises((PickleError, RuntimeError)):
         rebuild_tensor(Numbers(torch.zeros(4)), offset, size, stride)
 
 
-def first_conv(network):
-    return network.layer1[0].conv1
+def parameter(*shape):
+    return torch.nn.Parameter(torch.ones(shape))
 
 
-CHANGES = {
-    "bias": (
-        lambda n: first_conv(n).register_parameter("bias", torch.nn.Parameter(torch.ones(16))),
-        r"conv1\.bias is not 0",
-    ),
-    "mtl_bias": (lambda n: setattr(n.conv1, "mtl_bias", torch.nn.Parameter(torch.ones(16))), "mtl_bias is not 0"),
-    "shape": (
-        lambda n: setattr(first_conv(n), "weight", torch.nn.Parameter(torch.ones(16, 8, 3, 3))),
-        r"\[16, 8, 3, 3\]",
-    ),
-    "factor shape": (
-        lambda n: setattr(n.conv1, "mtl_weight", torch.nn.Parameter(torch.ones(16, 1, 1, 1))),
-        r"conv1\.factor.*\[16, 1, 1, 1\]",
-    ),
-    "double": (lambda n: n.double(), "float64"),
-    "stride": (lambda n: setattr(first_conv(n), "stride", (2, 2)), r"stride \(2, 2\)"),
-    "padding": (lambda n: setattr(n.conv1, "padding", (0, 0)), "padding"),
-    "last relu": (lambda n: setattr(n.layer3[-1], "last", False), "last False, ours has True"),
-    "early last": (lambda n: setattr(n.layer1[0], "last", True), "last True, ours has False"),
-    "eps": (lambda n: setattr(n.bn1, "eps", 1e-3), "eps"),
-    "depth": (lambda n: setattr(n, "layer2", n.layer2[:2]), r"\[3, 2, 3\] blocks"),
-    "another shortcut": (lambda n: setattr(n.layer1[0], "downsample", n.layer2[0].downsample), r"0\.shortcut"),
-    "more parts": (lambda n: setattr(n, "extra", torch.nn.ReLU()), "extra"),
-    "fewer parts": (lambda n: delattr(n, "bn1"), "bn1"),
-    "no weights": (lambda n: setattr(n.bn1, "weight", None), "Missing key.*bn1\\.weight"),
-    "pooling": (lambda n: setattr(n.avgpool, "padding", 1), "avgpool has padding 1"),
-    "own sigma": (lambda n: setattr(n.fc.fc1, "sigma", torch.nn.Parameter(torch.ones(1) * 2)), "fc1.sigma is not 1"),
-    "head": (lambda n: setattr(n.fc.fc2, "weight", torch.nn.Parameter(torch.ones(2, 63))), r"shape \[2, 63\]"),
-    "another layer": (lambda n: setattr(n, "fc", torch.nn.ReLU()), r"Missing|classifier\.weight"),
-    "hooks": (lambda n: n.bn1._forward_hooks.update({1: 2}), "hooks"),
-    "root": (None, "holds a torch.nn.modules.container.Sequential"),
+CHANGES = {  # part of a network, its attribute and what it is set to (a function makes it from the network) -> message
+    "bias": ("layer1.0.conv1", "bias", parameter(16), r"Unexpected key.*blocks\.0\.conv1\.bias"),
+    "mtl_bias": ("conv1", "mtl_bias", parameter(16), r"Unexpected key.*conv1\.mtl_bias"),
+    "shape": ("layer1.0.conv1", "weight", parameter(16, 8, 3, 3), r"\[16, 8, 3, 3\]"),
+    "factor shape": ("conv1", "mtl_weight", parameter(16, 1, 1, 1), r"conv1\.factor.*\[16, 1, 1, 1\]"),
+    "stride": ("layer1.0.conv1", "stride", (2, 2), r"layer1\.0\.conv1\.stride is \(2, 2\), ours is \(1, 1\)"),
+    "padding": ("conv1", "padding", (0, 0), r"conv1\.padding is \(0, 0\)"),
+    "last relu": ("layer3.2", "last", False, "last is False, ours is True"),
+    "early last": ("layer1.0", "last", True, "last is True, ours is False"),
+    "eps": ("bn1", "eps", 1e-3, r"bn1\.eps is 0\.001"),
+    "depth": ("", "layer1", lambda n: n.layer1[:2], "stages have 2 blocks, known are 1, 3, 5, 9"),
+    "fewer blocks": ("", "layer2", lambda n: n.layer2[:2], r"Missing key.*blocks\.5\."),
+    "more blocks": ("layer2", "3", lambda n: n.layer2[2], r"Unexpected key.*layer2\.3\."),
+    "another shortcut": ("layer1.0", "downsample", lambda n: n.layer2[0].downsample, r"0\.shortcut"),
+    "the same twice": ("layer2.0", "shortcut", lambda n: n.layer2[0].downsample, "two tensors that would be one"),
+    "more parts": ("", "extra", torch.nn.ReLU(), "extra.* is a ReLU, known is no such part"),
+    "fewer parts": ("", "bn1", None, r"Missing key.*bn1\.weight"),
+    "no pooling": ("", "avgpool", None, "no avgpool"),
+    "no weights": ("bn1", "weight", None, r"Missing key.*bn1\.weight"),
+    "pooling": ("avgpool", "kernel_size", 4, r"avgpool\.kernel_size is 4, ours is 8"),
+    "own sigma": ("fc.fc1", "sigma", parameter(1), r"Unexpected key.*classifier\.old_sigma"),
+    "no sigma": ("fc", "sigma", None, r"Missing key.*classifier\.sigma"),
+    "new head": ("fc.fc2", "weight", parameter(2, 63), r"\[2, 63\]"),
+    "old head": ("", "fc", lambda n: type(n.fc)(63, 4, 2), "classifier is for 63 features"),
+    "another layer": ("", "fc", torch.nn.ReLU(), "classifier"),
+    "another convolution": ("conv1", "__class__", torch.nn.Conv2d, r"conv1.* is a Conv2d, known is Conv2dMtl"),
+    "hooks": ("bn1", "_forward_hooks", {1: 2}, "hooks"),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_our_network_cannot_express_is_refused(change, tmp_path):
-    apply, message = CHANGES[change]
+    part, name, value, message = CHANGES[change]
     with stand_ins(tmp_path):
         network = make("resnetmtl_cifar", 3, 4, 2)
-        if apply is None:
-            network = torch.nn.Sequential(network)
-        else:
-            apply(network)
+        setattr(network.get_submodule(part), name, value(network) if isinstance(value, types.LambdaType) else value)
         path = save(network, tmp_path / "m.pth", True)
     assert re.search(message, refusal(read_network, path))
