@@ -49,18 +49,13 @@ PARTS = {  # as `Family.layers`, wherever they are in a network
     **dict.fromkeys(("fc1", "fc2"), ("CosineLinear", {})),
     **dict.fromkeys(("layer1", "layer2", "layer3", "layer4", "downsample"), ("Sequential", {})),
 }
-MAX_POOLING = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": False}
-SMALL = Family(resnet_cifar.DEPTHS, 32, {"avgpool": ("AvgPool2d", {"kernel_size": 8, "padding": 0})})
-LARGE = Family(
-    resnet_imagenet.DEPTHS,
-    224,
-    {"maxpool": ("MaxPool2d", MAX_POOLING), "avgpool": ("AvgPool2d", {"kernel_size": 7, "padding": 0})},
-)
+MAX_POOLING = ("MaxPool2d", {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": False})
+POOLING = {size: ("AvgPool2d", {"kernel_size": size, "padding": 0}) for size in (7, 8)}
+SMALL = Family(resnet_cifar.DEPTHS, 32, {"avgpool": POOLING[8]})
+LARGE = Family(resnet_imagenet.DEPTHS, 224, {"maxpool": MAX_POOLING, "avgpool": POOLING[7]})
 NETWORKS = {
-    "models.modified_resnet_cifar.ResNet": SMALL,
-    "models.modified_resnetmtl_cifar.ResNetMtl": SMALL,
-    "models.modified_resnet.ResNet": LARGE,
-    "models.modified_resnetmtl.ResNetMtl": LARGE,
+    **dict.fromkeys(("models.modified_resnet_cifar.ResNet", "models.modified_resnetmtl_cifar.ResNetMtl"), SMALL),
+    **dict.fromkeys(("models.modified_resnet.ResNet", "models.modified_resnetmtl.ResNetMtl"), LARGE),
 }
 MOST_PARTS = 1000  # of a network
 OUR_NAMES = {"downsample": "shortcut", "mtl_weight": "factor", "fc.fc1.": "classifier.old_",
@@ -130,7 +125,7 @@ def compare(path: str, part: ModuleRecord, expected: tuple[str, dict[str, Any]])
     as equal, because older versions of PyTorch had fewer."""
     kind, attributes = expected
     found = part.class_name.split(".")[-1]
-    if found not in ((kind, f"{kind}Mtl") if kind in ("ResNet", "BasicBlock") else (kind,)):
+    if found != kind and not (found == f"{kind}Mtl" and kind in ("ResNet", "BasicBlock")):
         raise PickleError(f"{described(path)} is a {found}, known is {kind or 'no such part'}")
     if any(value for key, value in part.state.items() if key.endswith("_hooks")):
         raise PickleError(f"{path or 'the network'} has hooks, which are not run here")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from authors_networks import make, save, stand_ins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pickle_bombs import BOMBS, read_images, read_order, read_theirs
-from test_legacy import make, save, stand_ins
 
 from mnemonics.data.cifar100 import DataError
 from mnemonics.engine.errors import UsageError
@@ -72,7 +72,7 @@ def harmless(read, data):
 def originals(tmp_path_factory):
     """Whole files: name -> (how to read it, its content, and what of it random pickles go after)."""
     folder = tmp_path_factory.mktemp("originals")
-    with stand_ins(folder):
+    with stand_ins():
         module = make("resnet_cifar", 1, 4)
         old, new = (save(module, folder / "network.pth", old).read_bytes() for old in (True, False))
     rng = np.random.default_rng(0)

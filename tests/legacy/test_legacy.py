@@ -1,7 +1,6 @@
 """Checkpoints of the authors' code: read without running anything, and the same function as the original modules."""
 
 import collections
-import contextlib
 import importlib
 import io
 import os
@@ -14,6 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from authors_networks import authors_modules, make, save, stand_ins
 
 from mnemonics.data.pickles import PickleError, Reader
 from mnemonics.engine.errors import UsageError
@@ -21,157 +21,6 @@ from mnemonics.legacy.checkpoints import Numbers, TorchReader, read_order, rebui
 from mnemonics.legacy.networks import read_network
 from mnemonics.models.layers import ScaledConv2d, SplitCosineLinear
 from mnemonics.protocol import class_order
-
-# Stand-ins for the authors' modules: their names, attributes and function, written for these tests.
-LINEAR = """
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-class CosineLinear(nn.Module):
-    def __init__(self, d, n, sigma=True):
-        super().__init__()
-        self.in_features, self.out_features = d, n
-        self.weight = nn.Parameter(torch.randn(n, d))
-        self.register_parameter("sigma", nn.Parameter(torch.rand(1) + 1) if sigma else None)
-    def forward(self, x):
-        out = F.normalize(x, dim=1) @ F.normalize(self.weight, dim=1).T
-        return out if self.sigma is None else out * self.sigma
-
-class SplitCosineLinear(nn.Module):
-    def __init__(self, d, old, new, sigma=True):
-        super().__init__()
-        self.in_features, self.out_features = d, old + new
-        self.fc1, self.fc2 = CosineLinear(d, old, False), CosineLinear(d, new, False)
-        self.register_parameter("sigma", nn.Parameter(torch.rand(1) + 1) if sigma else None)
-    def forward(self, x):
-        out = torch.cat([self.fc1(x), self.fc2(x)], 1)
-        return out if self.sigma is None else out * self.sigma
-"""
-CONV = """
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-class Conv2dMtl(nn.Module):
-    def __init__(self, a, b, kernel_size, stride=1, padding=0, bias=False):
-        super().__init__()
-        self.in_channels, self.out_channels, self.kernel_size = a, b, (kernel_size,) * 2
-        self.stride, self.padding, self.dilation, self.groups = (stride,) * 2, (padding,) * 2, (1, 1), 1
-        self.weight = nn.Parameter(torch.randn(b, a, kernel_size, kernel_size) * 0.1, requires_grad=False)
-        self.mtl_weight = nn.Parameter(torch.rand(b, a, 1, 1) + 0.5)
-        self.register_parameter("bias", None)
-        self.register_parameter("mtl_bias", None)
-    def forward(self, x):
-        return F.conv2d(x, self.weight * self.mtl_weight, None, self.stride, self.padding)
-"""
-RESNET = """
-from torch import nn
-from models.modified_linear import CosineLinear
-{import_conv}
-
-class {Block}(nn.Module):
-    def __init__(self, a, b, stride=1, downsample=None, last=False):
-        super().__init__()
-        self.conv1 = {Conv}(a, b, kernel_size=3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(b)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = {Conv}(b, b, kernel_size=3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(b)
-        self.downsample, self.stride, self.last = downsample, stride, last
-    def forward(self, x):
-        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        out = out + (x if self.downsample is None else self.downsample(x))
-        return out if self.last else self.relu(out)
-
-class {Net}(nn.Module):
-    def __init__(self, n, classes):
-        super().__init__()
-        self.inplanes = {first}
-        self.conv1 = {Conv}(3, {first}, bias=False, **{stem})
-        self.bn1 = nn.BatchNorm2d({first})
-        self.relu = nn.ReLU(inplace=True)
-        if {large}:
-            self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        for i in range({stages}):
-            self.stage(i, {first} * 2**i, n, last=i == {stages} - 1)
-        self.avgpool = nn.AvgPool2d({pool}, stride=1)
-        self.fc = CosineLinear(self.inplanes, classes)
-    def stage(self, i, planes, n, last):
-        blocks = []
-        for j in range(n):
-            stride, down = 2 if i and not j else 1, None
-            if stride != 1:
-                down = nn.Sequential({Conv}(self.inplanes, planes, kernel_size=1, stride=2, bias=False),
-                                     nn.BatchNorm2d(planes))
-            blocks.append({Block}(self.inplanes, planes, stride, down, last=last and j == n - 1))
-            self.inplanes = planes
-        setattr(self, f"layer{{i + 1}}", nn.Sequential(*blocks))
-    def forward(self, x):
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.maxpool(x) if {large} else x
-        for i in range({stages}):
-            x = getattr(self, f"layer{{i + 1}}")(x)
-        return self.fc(self.avgpool(x).flatten(1))
-"""
-SMALL = {"first": 16, "stages": 3, "pool": 8, "large": False, "stem": {"kernel_size": 3, "padding": 1}}
-LARGE = {"first": 64, "stages": 4, "pool": 7, "large": True, "stem": {"kernel_size": 7, "stride": 2, "padding": 3}}
-PLAIN = {"Net": "ResNet", "Block": "BasicBlock", "Conv": "nn.Conv2d", "import_conv": ""}
-SCALED = {"Net": "ResNetMtl", "Block": "BasicBlockMtl", "Conv": "Conv2dMtl"}
-IMPORT = "from utils.{}conv2d_mtl import Conv2dMtl"
-SOURCES = {
-    "models.modified_linear": LINEAR,
-    "utils.conv2d_mtl": CONV,
-    "utils.incremental.conv2d_mtl": CONV,
-    "models.modified_resnet_cifar": RESNET.format(**SMALL, **PLAIN),
-    "models.modified_resnet": RESNET.format(**LARGE, **PLAIN),
-    "models.modified_resnetmtl_cifar": RESNET.format(**SMALL, **SCALED, import_conv=IMPORT.format("")),
-    "models.modified_resnetmtl": RESNET.format(**LARGE, **SCALED, import_conv=IMPORT.format("incremental.")),
-}
-
-
-@contextlib.contextmanager
-def stand_ins(folder):
-    """Within it the modules of SOURCES can be imported under the authors' names; afterwards nothing of them is left."""
-    for name, source in SOURCES.items():
-        path = folder.joinpath(*name.split(".")).with_suffix(".py")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(source)
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        for name in authors_modules():
-            del sys.modules[name]
-        importlib.invalidate_caches()
-
-
-def authors_modules():
-    return [name for name in sys.modules if name.split(".")[0] in ("models", "utils")]
-
-
-def make(kind, blocks, classes, new=0):
-    """A stand-in network in eval mode with nothing left at a neutral value; `new` > 0: a split head."""
-    module = importlib.import_module(f"models.modified_{kind}")
-    network = getattr(module, "ResNetMtl" if "mtl" in kind else "ResNet")(blocks, classes)
-    if new:
-        linear = importlib.import_module("models.modified_linear")
-        network.fc = linear.SplitCosineLinear(network.inplanes, classes, new)
-    for part in network.modules():
-        if isinstance(part, torch.nn.BatchNorm2d):
-            for tensor in (part.running_mean, part.bias.data):
-                tensor.normal_(0, 0.3)
-            for tensor in (part.running_var, part.weight.data):
-                tensor.uniform_(0.5, 1.5)
-    return network.eval()
-
-
-def save(module, path, old_format):
-    torch.save(module, path, _use_new_zipfile_serialization=not old_format)
-    return path
-
 
 KINDS = {
     "cifar": ("resnet_cifar", 3, 5, 0, "resnet20"),
@@ -189,7 +38,7 @@ def test_logits_are_those_of_the_original_module(kind, tmp_path):
     file, blocks, classes, new, name = KINDS[kind]
     size = 224 if "imagenet" in kind else 32
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with stand_ins(tmp_path), torch.no_grad():
+    with stand_ins(), torch.no_grad():
         torch.manual_seed(1)
         original = make(file, blocks, classes, new)
         weights = {key: value.clone() for key, value in original.state_dict().items()}
@@ -197,7 +46,7 @@ def test_logits_are_those_of_the_original_module(kind, tmp_path):
         single, double = original(images), original.double()(images.double())
     assert zipfile.is_zipfile(paths[1])
     assert not zipfile.is_zipfile(paths[0])
-    assert b"def forward" in paths[0].read_bytes()  # the source code of the classes is in the older format
+    assert b"source of BasicBlock" in paths[0].read_bytes()  # the older format holds the classes' source code
     for path in paths:
         network = read_network(path)
         assert authors_modules() == []
@@ -234,7 +83,7 @@ def test_as_pytorch_0_4_pickled_it_on_a_gpu(tmp_path, monkeypatch):
         return torch.nn.Parameter, (self.data, self.requires_grad)
 
     images = torch.randn(2, 3, 32, 32)
-    with stand_ins(tmp_path), torch.no_grad(), monkeypatch.context() as patch:
+    with stand_ins(), torch.no_grad(), monkeypatch.context() as patch:
         patch.setitem(sys.modules, thnn.__name__, thnn)
         patch.setattr(torch.nn.Parameter, "__reduce_ex__", reduce_parameter)
         patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
@@ -301,29 +150,16 @@ class Evil:
         return self.call, self.arguments
 
 
-def evil_objects(mark):
-    code = f"open({str(mark)!r}, 'w').close()"
-    return {
-        "os.system": Evil(os.system, f"touch {mark}"),
-        "eval": Evil(eval, code),
-        "getattr": Evil(getattr, "text", "upper"),
-        "importlib": Evil(importlib.import_module, "os"),
-        "nested": {"a": [(Evil(os.system, f"touch {mark}"),)]},
-        "torch.load": Evil(torch.load, "somewhere"),
-        "object": types.SimpleNamespace(a=1),
-    }
-
-
-@pytest.mark.parametrize("kind", evil_objects(""))
+@pytest.mark.parametrize("call", [os.system, eval, getattr, importlib.import_module, torch.load])
 @pytest.mark.parametrize("where", ["old", "zip", "order 0", "order 2", "order 4"])
-def test_a_pickle_that_tries_to_run_code_is_refused_and_nothing_ran(kind, where, tmp_path):
+def test_a_pickle_that_tries_to_run_code_is_refused_and_nothing_ran(call, where, tmp_path):
     mark, path, read = tmp_path / "ran", tmp_path / "m.pth", read_order
-    evil = evil_objects(mark)[kind]
+    evil = {"a": [(Evil(call, f"touch {mark}" if call is os.system else f"open({str(mark)!r}, 'w')"),)]}
     if where.startswith("order"):
         path.write_bytes(pickle.dumps(evil, int(where[-1])))
     else:
         read = read_network
-        with stand_ins(tmp_path):
+        with stand_ins():
             module = make("resnet_cifar", 1, 4)
             module.surprise = evil
             save(module, path, where == "old")
@@ -365,7 +201,7 @@ def test_crafted_pickles_are_refused(program):
 @pytest.fixture(scope="module")
 def both_formats(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    with stand_ins(folder):
+    with stand_ins():
         module = make("resnet_cifar", 1, 4)
         return {old: save(module, folder / f"{old}.pth", old).read_bytes() for old in (True, False)}
 
@@ -461,7 +297,7 @@ CHANGES = {  # part of a network, its attribute and what it is set to (a functio
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_our_network_cannot_express_is_refused(change, tmp_path):
     part, name, value, message = CHANGES[change]
-    with stand_ins(tmp_path):
+    with stand_ins():
         network = make("resnetmtl_cifar", 3, 4, 2)
         setattr(network.get_submodule(part), name, value(network) if isinstance(value, types.LambdaType) else value)
         path = save(network, tmp_path / "m.pth", True)
