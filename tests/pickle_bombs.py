@@ -55,25 +55,18 @@ DTYPE = b"cnumpy\ndtype\nU\x02u1\x85R"
 PAIRS = b"](" + b"".join(b"K%c]\x86" % i for i in range(256)) * 40 + b"eq\x00"
 BOMBS = {
     "memo": b"Nr\xff\xff\xff\x7f.",
-    "memo as text": b"Np99999999999\n.",
     "text": b"T\xff\xff\xff\x7fabc.",
     "bytes": b"\x8e" + (2**62).to_bytes(8, "little") + b"abc.",
-    "bytearray": b"\x96" + (2**62).to_bytes(8, "little") + b"abc.",
     "frame": b"\x95" + b"\xff" * 8 + b"N.",
-    "digits": b"I" + b"9" * 10**6 + b"\n.",
     "long number": b"](\x8b" + (10**6).to_bytes(4, "little") + b"\x01" * 10**6 + b"e.",
     "marks": b"(" * DEPTH + b"t" * DEPTH + b".",
     "lists in lists": b"]" * DEPTH + b"a" * (DEPTH - 1) + b".",
     "tuples in tuples": NESTED + b".",
-    "tuples by memo": b"N" + b"q\x00h\x00\x85" * DEPTH + b".",
     "tuples as key": b"}" + NESTED + b"Ns.",
-    "tuples in a set": b"\x8f(" + NESTED + b"\x90.",
     "tuples in a frozenset": b"(" + NESTED + b"\x91.",
     "tuples in parameters": b"}N" + b"q\x00ctorch._utils\n_rebuild_parameter\nh\x00\x85\x85R" * 2000 + b"Ns.",
     "laughs": LAUGHS + b".",
     "laughs called": LAUGHS + b")R.",
-    "laughs as name": LAUGHS + b"N\x93.",
-    "laughs made": LAUGHS + b")\x81.",
     "laughs as order": b"](" + LAUGHS + b"e.",
     "laughs as key of a storage": b"](" + LAUGHS.replace(b"\x86", b"]q\x00h\x00") + b"\x85Qe.",
     "laughs as type": b"cnumpy\ndtype\n" + LAUGHS + b"\x85R.",
@@ -81,7 +74,7 @@ BOMBS = {
     "arrays again and again": TEXT + b"q\x00](" + (ARRAY + b"(K\1)" + DTYPE + b"\x89h\x00tb") * 4000 + b"e.",
     "dictionaries again and again": b"](" + PAIRS + b"ccollections\nOrderedDict\nh\x00\x85R" * 50000 + b"e.",
     "dictionaries of a list that grows": (
-        b"](]q\x00\x85q\x01h\x00(" + b"N]\x86" * 10**5 + b"e" + b"ccollections\nOrderedDict\nh\x01R" * 50000 + b"e."
+        b"](]q\x00\x85q\x01h\x00(" + b"N]\x86" * 20000 + b"e" + b"ccollections\nOrderedDict\nh\x01R" * 10000 + b"e."
     ),
     "rows of nothing": b"}U\x04data" + ARRAY + b"(K\1\x8a\x05\0\0\0\0\1K\0\x86" + DTYPE + b"\x89U\0tbs.",
     "list that holds itself": b"]q\x00h\x00ah\x00h\x00\x86R.",

@@ -14,7 +14,7 @@ import requests
 from mnemonics.engine.errors import UsageError
 from mnemonics.legacy.authors import EXAMPLE, FOLDER_NAME
 
-TIMEOUT, RETRIES = 60, 4  # seconds without an answer; further tries after a connection that broke off
+PATIENCE = {"timeout": 60, "retries": 4}  # seconds without an answer; further tries after a broken connection
 
 
 def fetch(url: str, target: Path) -> None:
@@ -32,9 +32,9 @@ def fetch(url: str, target: Path) -> None:
         target.unlink(missing_ok=True)
         target.symlink_to(path)
         return
-    shown = {"quiet": not sys.stderr.isatty()}
+    quiet = not sys.stderr.isatty()
     try:
-        gdown.download(url, str(target), use_cookies=False, resume=True, timeout=TIMEOUT, retries=RETRIES, **shown)
+        gdown.download(url, str(target), quiet=quiet, use_cookies=False, resume=True, **PATIENCE)
     except (gdown.exceptions.DownloadError, requests.RequestException) as error:
         raise UsageError(
             f"--url {url}: the download failed ({' '.join(str(error).split())}); the same command continues, and "

@@ -86,24 +86,15 @@ def originals(tmp_path_factory):
     }
 
 
-EDIT = st.tuples(
-    st.sampled_from(("byte", "insert", "delete", "double", "cut")),
-    st.integers(0, 4000) | st.integers(-4000, -1) | st.integers(0, 400_000),
-    st.sampled_from(PIECES) | st.binary(min_size=1, max_size=6),
-)
+PLACE = st.integers(0, 4000) | st.integers(-4000, -1) | st.integers(0, 400_000)
+EDIT = st.tuples(PLACE, st.integers(-60, 6), st.sampled_from(PIECES) | st.binary(max_size=6))
 
 
 def edited(data, edits):
-    for kind, place, new in edits:
+    """With `new` put in at some places, and so many bytes skipped before the rest; fewer than 0: read once more."""
+    for place, skipped, new in edits:
         place %= len(data) or 1
-        start, end, long = data[:place], data[place:], 8 * len(new)
-        data = {
-            "byte": start + new[:1] + end[1:],
-            "insert": start + new + end,
-            "delete": start + end[len(new) :],
-            "double": start + end[:long] + end,
-            "cut": start,
-        }[kind]
+        data = data[:place] + new + data[max(place + skipped, 0) :]
     return data
 
 
@@ -117,6 +108,7 @@ def test_damaged_files_and_random_programs(name, originals):
     @given(st.lists(EDIT, min_size=1, max_size=6), st.lists(st.sampled_from(PIECES), max_size=25))
     def check(edits, program):
         harmless(read, edited(data, edits))
+        harmless(read, data[: edits[0][0]])
         harmless(read, start + b"".join(program) + b".")
 
     check()
