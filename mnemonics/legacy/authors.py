@@ -14,7 +14,7 @@ from mnemonics.engine.errors import UsageError
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.experiment.run_folder import stored_memory
 from mnemonics.experiment.stored import FIXED, Loaded, Target, sizes, with_flags
-from mnemonics.legacy.checkpoints import read_order
+from mnemonics.legacy.checkpoints import order_of, reading
 from mnemonics.legacy.networks import read_network
 from mnemonics.protocol import Protocol
 
@@ -83,7 +83,7 @@ def stored_order(folder: Path, run: int, seed: int | None) -> tuple[tuple[int, .
         return None, f"class order: made from seed {ExperimentConfig.order_seed if seed is None else seed}"
     if len(stored) > 1:
         raise UsageError(f"{folder}: several class orders, {' and '.join(p.name for p in stored)}; say --order_seed")
-    return read_order(stored[0]), f"class order: read from {stored[0].name}"
+    return reading(stored[0], order_of), f"class order: read from {stored[0].name}"
 
 
 def load_authors(_: int, path: Path, device: torch.device) -> Loaded:

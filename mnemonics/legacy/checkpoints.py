@@ -46,16 +46,9 @@ def reading(path: Path, parse: Callable[[bytes], Read]) -> Read:
         raise UsageError(f"{path}: truncated or damaged ({type(error).__name__})") from error
 
 
-def read_order(path: Path) -> tuple[int, ...]:
-    """The class order in a pickle: order[label] = class id, from a numpy array or a list of whole numbers.
-
-    Raises:
-        UsageError: as `reading`, and for anything that is not a permutation of 0..n-1.
-    """
-    return reading(path, order_of)
-
-
 def order_of(data: bytes) -> tuple[int, ...]:
+    """The class order in a pickle: order[label] = class id, from a numpy array or a list of whole numbers. Raises
+    PickleError for anything that is not a permutation of 0..n-1, and others where the file is damaged."""
     order = Reader(data).load()
     if isinstance(order, PickledArray):
         order = order.array.tolist()

@@ -96,7 +96,7 @@ def network_of(record: ModuleRecord) -> LegacyNetwork:
         raise PickleError(f"the network has no {' and no '.join(sorted(absent))}")
     ours = {f"{path}.": module for path, module in model.named_modules()}
     for path, part in parts.items():
-        compare(path, part, counterpart(path, ours.get(our_name(path, depth)), family))
+        compare(path, part, *counterpart(path, ours.get(our_name(path, depth)), family))
     return LegacyNetwork(name, model, family.image_size)
 
 
@@ -120,10 +120,9 @@ def counterpart(path: str, ours: nn.Module | None, family: Family) -> tuple[str,
     return ({"": ("ResNet", {})} | family.layers | PARTS).get(path.split(".")[-2] if path else "", ("", {}))
 
 
-def compare(path: str, part: ModuleRecord, expected: tuple[str, dict[str, Any]]) -> None:
+def compare(path: str, part: ModuleRecord, kind: str, attributes: dict[str, Any]) -> None:
     """Raises PickleError for a part of another class, with a hook, or with other attributes. Those that it lacks count
     as equal, because older versions of PyTorch had fewer."""
-    kind, attributes = expected
     found = part.class_name.split(".")[-1]
     if found != kind and not (found == f"{kind}Mtl" and kind in ("ResNet", "BasicBlock")):
         raise PickleError(f"{described(path)} is a {found}, known is {kind or 'no such part'}")

@@ -17,10 +17,15 @@ from authors_networks import authors_modules, make, save, stand_ins
 
 from mnemonics.data.pickles import PickleError, Reader
 from mnemonics.engine.errors import UsageError
-from mnemonics.legacy.checkpoints import Numbers, TorchReader, read_order, rebuild_tensor
+from mnemonics.legacy.checkpoints import Numbers, TorchReader, order_of, reading, rebuild_tensor
 from mnemonics.legacy.networks import read_network
 from mnemonics.models.layers import ScaledConv2d, SplitCosineLinear
 from mnemonics.protocol import class_order
+
+
+def read_order(path):
+    return reading(path, order_of)
+
 
 KINDS = {
     "cifar": ("resnet_cifar", 3, 5, 0, "resnet20"),
@@ -198,18 +203,12 @@ def test_crafted_pickles_are_refused(program):
             read()
 
 
-@pytest.fixture(scope="module")
-def both_formats(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    with stand_ins():
-        module = make("resnet_cifar", 1, 4)
-        return {old: save(module, folder / f"{old}.pth", old).read_bytes() for old in (True, False)}
-
-
 @pytest.mark.parametrize("old", [True, False])
-def test_truncated_files_are_refused(old, both_formats, tmp_path):
+def test_truncated_files_are_refused(old, tmp_path):
+    with stand_ins():
+        whole = saved(make("resnet_cifar", 1, 4), old)
     for share in (0.001, 0.01, 0.1, 0.5, 0.9, 0.9999):
-        data = both_formats[old][: int(share * len(both_formats[old]))]
+        data = whole[: int(share * len(whole))]
         assert re.match("truncated|not a file|damaged", refusal(read_network, tmp_path / "m.pth", data))
 
 
