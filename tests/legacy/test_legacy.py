@@ -1,6 +1,5 @@
 """Checkpoints of the authors' code: read without running anything, and the same function as the original modules."""
 
-import collections
 import importlib
 import io
 import os
@@ -21,6 +20,10 @@ from mnemonics.legacy.checkpoints import Numbers, TorchReader, order_of, reading
 from mnemonics.legacy.networks import read_network
 from mnemonics.models.layers import ScaledConv2d, SplitCosineLinear
 from mnemonics.protocol import class_order
+
+
+def bits(weights):
+    return sorted(str(tuple(value.shape)).encode() + value.contiguous().numpy().tobytes() for value in weights.values())
 
 
 def read_order(path):
@@ -58,20 +61,11 @@ def test_logits_are_those_of_the_original_module(kind, tmp_path):
         assert (network.name, network.image_size) == (name, size)
         assert isinstance(network.model.classifier, SplitCosineLinear) is (new > 0)
         assert isinstance(network.model.conv1, ScaledConv2d) is ("weight transfer" in kind)
-        same_numbers(network.model, weights)
         model = network.model.eval()
+        assert bits(model.state_dict()) == bits(weights)
         with torch.no_grad():
             torch.testing.assert_close(model(images), single, rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(model.double()(images.double()), double, rtol=1e-12, atol=1e-13)
-
-
-def same_numbers(model, weights):
-    """Every number of the original is in the model, bit for bit."""
-    mine, its = (
-        collections.Counter((value.shape, value.contiguous().numpy().tobytes()) for value in numbers.values())
-        for numbers in (model.state_dict(), weights)
-    )
-    assert mine == its
 
 
 def test_as_pytorch_0_4_pickled_it_on_a_gpu(tmp_path, monkeypatch):
@@ -148,11 +142,11 @@ def refusal(read, path, data=None):
 class Evil:
     """Unpickling it runs a command that leaves a file."""
 
-    def __init__(self, call, *arguments):
-        self.call, self.arguments = call, arguments
+    def __init__(self, call, argument):
+        self.reduced = call, (argument,)
 
     def __reduce__(self):
-        return self.call, self.arguments
+        return self.reduced
 
 
 @pytest.mark.parametrize("call", [os.system, eval, getattr, importlib.import_module, torch.load])
@@ -190,11 +184,9 @@ def test_a_pickle_that_tries_to_run_code_is_refused_and_nothing_ran(call, where,
         ),
         b"\x82\x01.",  # extension registry
         b"P1\n.",
-        b"]K\x01\x85e.",
         b"\x80\x02K\x01\x80\x02.",
         b"N0N.",
         b".",
-        b"\x80\x02K\x01K\x02s.",
     ],
 )  # fmt: skip
 def test_crafted_pickles_are_refused(program):
