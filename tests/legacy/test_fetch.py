@@ -38,27 +38,21 @@ SHA256 = hashlib.sha256(ARCHIVE).hexdigest()
 
 @pytest.fixture
 def download(tmp_path, monkeypatch, capsys):
-    """Runs download_checkpoints.py. Returns what it prints or, with status 2, the one line of its message."""
+    """Runs download_checkpoints.py on an address, or on a local file with a content. Returns what it prints or, with
+    status 2, the one line of its message."""
     monkeypatch.setattr("random.uniform", lambda *_: 0)  # how long gdown waits before it tries again
 
-    def download(url, *arguments, status=0):
+    def download(source, *arguments, status=0):
+        file = tmp_path / "my logs.tar"
+        if isinstance(source, bytes):
+            file.write_bytes(source)
+        url = file.as_uri() if isinstance(source, bytes) else source
         assert download_checkpoints.main(["--url", url, "--out", str(tmp_path / "out"), *arguments]) == status
         out, error = capsys.readouterr()
         assert error.count("\n") == (status > 0)
         return error if status else out
 
     return download
-
-
-@pytest.fixture
-def archive(tmp_path):
-    """The address of a local file with ARCHIVE or another content."""
-
-    def archive(content=ARCHIVE):
-        (tmp_path / "my logs.tar").write_bytes(content)
-        return (tmp_path / "my logs.tar").as_uri()
-
-    return archive
 
 
 def contents(folder):
@@ -124,17 +118,16 @@ def test_what_cannot_be_continued_is_begun_anew(download, server, tmp_path):
     assert contents(tmp_path / "out") == {f"{CIFAR}/model": b"new" + NOISE}
 
 
-def test_whole_folders_are_unpacked_once(download, archive, tmp_path):
-    url = archive()
-    download(url, "--set", "imagenet_sub")
+def test_whole_folders_are_unpacked_once(download, tmp_path):
+    download(ARCHIVE, "--set", "imagenet_sub")
     assert contents(tmp_path / "out").keys() == {f"{IMAGENET}/model"}
-    out = download(url, "--sha256", SHA256.upper())
+    out = download(ARCHIVE, "--sha256", SHA256.upper())
     assert SHA256 in out
     assert "not in the archive: imagenet\n" in out
     assert contents(tmp_path / "out") == WHOLE
-    assert "there already" in download(url)
+    assert "there already" in download(ARCHIVE)
     shutil.rmtree(tmp_path / "out" / IMAGENET)
-    download(url)
+    download(ARCHIVE)
     assert contents(tmp_path / "out") == WHOLE
     assert (tmp_path / "my logs.tar").read_bytes() == ARCHIVE  # it is not ours
 
@@ -155,26 +148,25 @@ REFUSED = {  # the content of an archive
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_of_a_damaged_or_malicious_archive_nothing_is_unpacked(kind, download, archive, tmp_path):
-    assert "refused or damaged" in download(archive(REFUSED[kind]), status=2)
+def test_of_a_damaged_or_malicious_archive_nothing_is_unpacked(kind, download, tmp_path):
+    assert "refused or damaged" in download(REFUSED[kind], status=2)
     assert contents(tmp_path) == {"my logs.tar": REFUSED[kind]}
 
 
-def test_what_lies_elsewhere_in_an_archive_is_left_there(download, archive, tmp_path):
-    download(archive(tar_of(FINE | {"../../escaped": b"bad", f"{tmp_path}/escaped": b"bad"})))
+def test_what_lies_elsewhere_in_an_archive_is_left_there(download, tmp_path):
+    download(tar_of(FINE | {"../../escaped": b"bad", f"{tmp_path}/escaped": b"bad"}))
     assert contents(tmp_path / "out") == FINE
     assert not any(p.name == "escaped" for p in tmp_path.rglob("*"))
 
 
-def test_mistakes_in_flags(download, archive, tmp_path):
-    url = archive()
+def test_mistakes_in_flags(download, tmp_path):
     for flags, message in (
         (((tmp_path / "none").as_uri(),), "there is no such file"),
         (("ftp://a/b",), "--url ftp://a/b: http://..., https://"),
-        ((url, "--sha256", "abc"), "--sha256 abc: needed are 64 hexadecimal digits"),
-        ((url, "--sha256", "0" * 64), f"has {SHA256}; it is not used"),
-        ((url, "--set", "imagenet"), "holds no folder of imagenet, like"),
-        ((url, "--out", "/dev/null/x"), "--out /dev/null/x: cannot be written"),
+        ((ARCHIVE, "--sha256", "abc"), "--sha256 abc: needed are 64 hexadecimal digits"),
+        ((ARCHIVE, "--sha256", "0" * 64), f"has {SHA256}; it is not used"),
+        ((ARCHIVE, "--set", "imagenet"), "holds no folder of imagenet, like"),
+        ((ARCHIVE, "--out", "/dev/null/x"), "--out /dev/null/x: cannot be written"),
     ):
         assert message in download(*flags, status=2)
 

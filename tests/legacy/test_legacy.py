@@ -100,9 +100,6 @@ def test_as_pytorch_0_4_pickled_it_on_a_gpu(tmp_path, monkeypatch):
         torch.testing.assert_close(read_network(path).model.eval()(images), expected, rtol=1e-5, atol=1e-6)
 
 
-# class orders
-
-
 ORDER = class_order(100, 1993)
 
 
@@ -121,9 +118,6 @@ def test_what_is_no_class_order_is_refused(value, tmp_path):
     (tmp_path / "order.pkl").write_bytes(pickle.dumps(value, 2))
     with pytest.raises(UsageError, match=r"order\.pkl: .*(class order|damaged)"):
         read_order(tmp_path / "order.pkl")
-
-
-# refusals
 
 
 def refusal(read, path, data=None):

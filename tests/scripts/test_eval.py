@@ -67,9 +67,6 @@ def cnn(found):
     return {p["phase"]: (p["accuracy"]["cnn"], p["phase0_accuracy"]["cnn"]) for p in found["phases"]}
 
 
-# our runs
-
-
 @pytest.fixture(scope="module")
 def bic(tmp_path_factory):
     """A run folder with weight transfer, and with exemplars that are held out; NCM too."""
@@ -83,18 +80,15 @@ def results(bic):
     return json.loads((bic / "results.json").read_text())
 
 
-def check_equal(found, results):
-    assert [measured(p) for p in found["phases"]] == [measured(p) for p in results["phases"]]
+def test_a_run_gets_the_numbers_of_its_results(bic, results, tmp_path, run):
+    said = run(evaluate.main, bic, "--out", tmp_path)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
     for key in ("summary", "headline", "class_order", "class_order_sha256"):
         assert found[key] == results[key]
     for mine, its in zip(found["phases"], results["phases"], strict=True):
+        assert measured(mine) == measured(its)
         assert mine.items() >= {k: its[k] for k in ("phase", "classes_seen", "exemplars_per_class")}.items()
         assert mine["weight_transfer"] is (mine["phase"] > 0)
-
-
-def test_a_run_gets_the_numbers_of_its_results(bic, results, tmp_path, run):
-    said = run(evaluate.main, bic, "--out", tmp_path)
-    check_equal(json.loads((tmp_path / "evaluation.json").read_text()), results)
     text = (tmp_path / "evaluation.md").read_text()
     assert text in said
     for number in (results["summary"]["average_accuracy"]["nme"], results["summary"]["forgetting"]["cnn"]):
@@ -169,9 +163,6 @@ def test_what_cannot_be_evaluated_is_refused(kind, bic, tmp_path, evaluated):
 def test_confusion_matrix_by_hand():
     counts = confusion_matrix(torch.tensor([0, 2, 2, 1]), torch.tensor([0, 0, 2, 1]), 3)
     assert counts.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 1]]
-
-
-# checkpoints of the authors' code
 
 
 @pytest.fixture(scope="module")
@@ -258,16 +249,13 @@ def test_authors_files_that_are_missing_or_do_not_fit(theirs, tmp_path, evaluate
     assert any("run 1 is there too and was left out" in line for line in found["notices"])
     shutil.copy(folder / third, folder / first)
     assert f"{first}: a network for 100 classes, after phase 0 there are 80" in evaluated(folder, status=2)
+    with stand_ins():  # the authors' pooling is made for one size of images
+        save(make("resnet_cifar", 3, 8), folder / first, True)
+    flags = ("--dataset", "digits", "--nb_cl_fg", 8, "--nb_cl", 1)
+    message = f"--dataset digits: images of 16x16 pixels, {folder / first} needs 32x32"
+    assert message in evaluated(folder / first, *flags, status=2)
     assert "say --dataset --nb_cl_fg --nb_cl" in evaluated(folder.rename(tmp_path / "models"), status=2)
     assert "holds neither phase_<i>.pt nor run_<r>" in evaluated(tmp_path, status=2)
-
-
-def test_images_of_another_size_are_refused(tmp_path, evaluated):
-    """The authors' pooling is made for one size; ours would go on and give numbers that theirs cannot give."""
-    with stand_ins():
-        path = save(make("resnet_cifar", 3, 8), tmp_path / MODEL.format(3), True)
-    error = evaluated(path, "--dataset", "digits", "--nb_cl_fg", 8, "--nb_cl", 2, status=2)
-    assert f"--dataset digits: images of 16x16 pixels, {path} needs 32x32" in error
 
 
 def test_a_converted_file_of_any_name(theirs, tmp_path, run):
@@ -287,9 +275,6 @@ def test_a_converted_file_of_any_name(theirs, tmp_path, run):
     ):
         assert message in run(convert_legacy.main, *arguments, status=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "x"]
-
-
-# the scripts
 
 
 STAMP = ROOT / ".venv" / "requirements.installed"
