@@ -69,6 +69,7 @@ BOMBS = {
     "laughs called": LAUGHS + b")R.",
     "laughs as order": b"](" + LAUGHS + b"e.",
     "laughs as key of a storage": b"](" + LAUGHS.replace(b"\x86", b"]q\x00h\x00") + b"\x85Qe.",
+    "laughs as key of a storage in a list": b"](U\x07storageN" + LAUGHS + b"NNeQ.",
     "laughs as type": b"cnumpy\ndtype\n" + LAUGHS + b"\x85R.",
     "encoded again and again": TEXT + b"q\x00](" + ENCODED * 4000 + b"e.",
     "arrays again and again": TEXT + b"q\x00](" + (ARRAY + b"(K\1)" + DTYPE + b"\x89h\x00tb") * 4000 + b"e.",

@@ -151,7 +151,7 @@ class TorchReader(Reader):
         if what[0] == "module":
             return what[1]
         kind, dtype, key, _, count, *view = what
-        if kind != "storage" or view not in ([], [None]):
+        if kind != "storage" or type(key) is not str or view not in ([], [None]):
             raise PickleError("damaged: it refers to something unknown outside the pickle")
         if key not in self.storages:
             self.room -= count * dtype.itemsize
@@ -193,12 +193,12 @@ def read_zip(data: bytes) -> Any:
 
 def read_old_format(data: bytes) -> Any:
     """The object in a file of the older format: three pickles that say which format it is, the object's, one with the
-    storages' keys, then for each storage its number of elements (8 bytes) and its numbers."""
+    storages' keys, sorted, then for each storage its number of elements (8 bytes) and its numbers."""
     start = scan(data, scan(data, len(OLD_FORMAT)))
     reader = TorchReader(data, start, len(data))
     root, table = reader.load(), Reader(data, reader.end)
     keys, file = table.load(), io.BytesIO(data)
-    if set(keys) != reader.storages.keys():
+    if keys != sorted(reader.storages):
         raise PickleError("damaged: it stores the numbers of other tensors")
     file.seek(table.end)
     for key in keys:
