@@ -81,8 +81,7 @@ def evaluate(target: Target, out: Path) -> None:
         measured = evaluation.evaluate(context, loaded.model, loaded.exemplars, headline)
         phases.append(entry(phase, file, loaded, measured))
         print(phase_line(phases[-1]), flush=True)
-    expected = range(len(protocol.phases)) if target.path.is_dir() else target.files
-    missing = sorted(set(expected) - set(target.files))
+    missing = [p.index for p in protocol.phases if target.path.is_dir() and p.index not in target.files]
     odd = contradictions(target.config.weight_transfer, phases) if target.kind == "authors" else []
     result = {  # the keys of results.json where the same is meant
         "name": target.name,
@@ -104,9 +103,8 @@ def evaluate(target: Target, out: Path) -> None:
     text = write(out, result, measured["confusion"], starts, scenario.names_of_labels[: phase.seen])
     print(f"\n{text}\nwritten: {out / 'evaluation.json'}, evaluation.md, confusion.png\n", flush=True)
     if missing:
-        raise UsageError(
-            f"{target.path}: no checkpoint of phase {', '.join(map(str, missing))}; averages are over the others"
-        )
+        absent = ", ".join(map(str, missing))
+        raise UsageError(f"{target.path}: no checkpoint of phase {absent}; averages are over the others")
 
 
 def entry(phase: Phase, file: Path, loaded: Loaded, measured: dict[str, Any]) -> dict[str, Any]:

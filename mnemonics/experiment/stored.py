@@ -73,16 +73,13 @@ def own_target(path: Path, options: argparse.Namespace) -> Target:
         raise UsageError(f"{path}: holds neither phase_<i>.pt nor run_<r>_iteration_<k>_model.pth; name what does")
     state = read_state(files[min(files)] if files else path, torch.device("cpu"))
     for name in FIXED:
-        if getattr(options, name, None) not in (None, state["settings"][name]):
-            raise UsageError(
-                f"--{name} {getattr(options, name)}: {path} was made with {state['settings'][name]}; leave it out"
-            )
+        given, known = getattr(options, name, None), state["settings"][name]
+        if given not in (None, known):
+            raise UsageError(f"--{name} {given}: {path} was made with {known}; leave it out")
     config, order = with_flags(ExperimentConfig(**state["settings"]), options), tuple(state["class_order"])
     name = path.resolve().name if path.is_dir() else f"{path.resolve().parent.name}_{path.stem}"
-    load = functools.partial(load_own, config, order)
-    return Target(
-        name, path, "run", config, order, files or {state["phase"]: path}, BASELINES[config.baseline].headline, load
-    )
+    load, files = functools.partial(load_own, config, order), files or {state["phase"]: path}
+    return Target(name, path, "run", config, order, files, BASELINES[config.baseline].headline, load)
 
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
@@ -145,10 +142,7 @@ def scenario_of(target: Target) -> Scenario:
     protocol = protocol_of(target, source.num_classes)
     for index, file in target.files.items():
         if not 0 <= index < len(protocol.phases):
-            raise UsageError(
-                f"{file}: would be of phase {index}, which there is not with --nb_cl_fg {config.nb_cl_fg} and --nb_cl "
-                f"{config.nb_cl}"
-            )
+            raise UsageError(f"{file}: would be of phase {index}, which there is not with {sizes(config)}")
     return Scenario(config, source, protocol, Preprocessing.of(source, device), device)
 
 
@@ -162,12 +156,12 @@ def check_fit(scenario: Scenario, phase: Phase, file: Path, loaded: Loaded) -> N
     """Raises UsageError where the network is for another number of classes or another size of images."""
     config, classes, size = scenario.config, len(loaded.model.classifier.weight), scenario.source.image_size
     if classes != phase.seen:
-        raise UsageError(
-            f"{file}: a network for {classes} classes, after phase {phase.index} there are {phase.seen} with "
-            f"--nb_cl_fg {config.nb_cl_fg} and --nb_cl {config.nb_cl}"
-        )
+        there_are = f"after phase {phase.index} there are {phase.seen} with {sizes(config)}"
+        raise UsageError(f"{file}: a network for {classes} classes, {there_are}")
     if loaded.image_size not in (None, size):
-        raise UsageError(
-            f"--dataset {config.dataset}: images of {size}x{size} pixels, {file} needs "
-            f"{loaded.image_size}x{loaded.image_size}"
-        )
+        needed = f"{file} needs {loaded.image_size}x{loaded.image_size}"
+        raise UsageError(f"--dataset {config.dataset}: images of {size}x{size} pixels, {needed}")
+
+
+def sizes(config: ExperimentConfig) -> str:
+    return f"--nb_cl_fg {config.nb_cl_fg} and --nb_cl {config.nb_cl}"

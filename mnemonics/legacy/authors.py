@@ -13,8 +13,8 @@ from mnemonics.config.fields import ExperimentConfig
 from mnemonics.engine.errors import UsageError
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.experiment.run_folder import stored_memory
-from mnemonics.experiment.stored import FIXED, Loaded, Target, with_flags
-from mnemonics.legacy.checkpoints import read_order
+from mnemonics.experiment.stored import FIXED, Loaded, Target, sizes, with_flags
+from mnemonics.legacy.checkpoints import order_of, reading
 from mnemonics.legacy.networks import read_network
 from mnemonics.protocol import Protocol
 
@@ -36,7 +36,7 @@ def authors_target(path: Path, options: argparse.Namespace) -> Target:
     run, files, notices = model_files(path)
     folder = path if path.is_dir() else path.parent
     config = with_flags(ExperimentConfig(**authors_settings(folder, options)), options)
-    order, notice = stored_order(folder, run, options)
+    order, notice = stored_order(folder, run, options.order_seed)
     start = config.nb_cl_fg // config.nb_cl - 1  # the iteration of phase 0
     name = folder.resolve().name if path.is_dir() else f"{folder.resolve().name}_{path.stem}"
     phases = {iteration - start: file for iteration, file in files.items()}
@@ -76,15 +76,14 @@ def authors_settings(folder: Path, options: argparse.Namespace) -> dict[str, Any
     return said
 
 
-def stored_order(folder: Path, run: int, options: argparse.Namespace) -> tuple[tuple[int, ...] | None, str]:
+def stored_order(folder: Path, run: int, seed: int | None) -> tuple[tuple[int, ...] | None, str]:
     """The class order of the pickle beside the models, None where it follows from the seed; and a line that says so."""
     stored = sorted(folder.glob(f"seed_*_order_run_{run}.pkl"))
-    if options.order_seed is not None or not stored:
-        seed = ExperimentConfig.order_seed if options.order_seed is None else options.order_seed
-        return None, f"class order: made from seed {seed}"
+    if seed is not None or not stored:
+        return None, f"class order: made from seed {ExperimentConfig.order_seed if seed is None else seed}"
     if len(stored) > 1:
         raise UsageError(f"{folder}: several class orders, {' and '.join(p.name for p in stored)}; say --order_seed")
-    return read_order(stored[0]), f"class order: read from {stored[0].name}"
+    return reading(stored[0], order_of), f"class order: read from {stored[0].name}"
 
 
 def load_authors(_: int, path: Path, device: torch.device) -> Loaded:
@@ -98,17 +97,13 @@ def converted(path: Path, config: ExperimentConfig, protocol: Protocol) -> dict[
     """What phase_<i>.pt of a run holds, without exemplars, made from a file of the authors' code. The phase is the one
     after which there are as many classes as the network has. Raises UsageError where there is none."""
     network = read_network(path)
-    classes, size = len(network.model.classifier.weight), network.image_size
+    classes = len(network.model.classifier.weight)
     phase = next((phase.index for phase in protocol.phases if phase.seen == classes), None)
     if phase is None:
-        raise UsageError(
-            f"{path}: a network for {classes} classes; with --nb_cl_fg {config.nb_cl_fg} and --nb_cl {config.nb_cl} no "
-            "phase ends with as many"
-        )
-    known = {"network": network.name, "nb_phases": len(protocol.phases) - 1}
-    memory = ExemplarMemory.empty(size, torch.device("cpu"))
+        raise UsageError(f"{path}: a network for {classes} classes; with {sizes(config)} no phase ends with as many")
+    memory = ExemplarMemory.empty(network.image_size, torch.device("cpu"))
     return {
-        "settings": dataclasses.asdict(dataclasses.replace(config, **known)),
+        "settings": dataclasses.asdict(config) | {"network": network.name, "nb_phases": len(protocol.phases) - 1},
         "class_order": list(protocol.order),
         "phase": phase,
         "model": network.model.state_dict(),

@@ -1,33 +1,28 @@
 """Downloads an archive, continuing where an earlier try stopped, and unpacks the authors' checkpoints in it."""
 
 import functools
-import shutil
+import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import gdown
 import requests
-from tqdm import tqdm
-from urllib3.exceptions import HTTPError
 
 from mnemonics.engine.errors import UsageError
 from mnemonics.legacy.authors import EXAMPLE, FOLDER_NAME
 
-PAUSES = (1, 2, 4, 8)  # seconds before each further try
-TIMEOUT = 60  # seconds without an answer
+PATIENCE = {"timeout": 60, "retries": 4}  # seconds without an answer; further tries after a broken connection
 
 
 def fetch(url: str, target: Path) -> None:
-    """Download `url` to `target`, which appears there when it is whole. Of a local file (file://...) it becomes a link,
-    which can be removed like a download.
+    """Download `url` to `target`, which appears there when it is whole; until then what has come is in a file
+    <target>*.part. Of a local file (file://...) it becomes a link, which can be removed like a download.
 
     Raises:
-        UsageError: for a missing file, and a server that refuses, sends an HTML page, or keeps breaking off.
+        UsageError: for a missing file, and a server that refuses or keeps breaking off.
         OSError: where `target` cannot be written.
     """
     if url.startswith("file://"):
@@ -37,54 +32,14 @@ def fetch(url: str, target: Path) -> None:
         target.unlink(missing_ok=True)
         target.symlink_to(path)
         return
+    quiet = not sys.stderr.isatty()
     try:
-        if urlsplit(url).hostname in ("drive.google.com", "docs.google.com"):
-            gdown.download(url, str(target), resume=True, use_cookies=False, timeout=TIMEOUT, retries=len(PAUSES))
-        elif not target.exists():
-            fetch_http(url, target)
-    except (gdown.exceptions.DownloadError, requests.RequestException, HTTPError) as error:
-        reason = " ".join(str(error).split())
-        hint = "the same command continues, or get the file in a browser and give --url file:///..."
-        raise UsageError(f"--url {url}: the download failed ({reason}); {hint}") from error
-
-
-def fetch_http(url: str, target: Path) -> None:
-    """As `fetch`, but raises the error of the last try. <target>.part is the beginning of the file, and
-    <target>.version what the server calls the version of the file that it is of."""
-    part, version = (target.with_name(target.name + end) for end in (".part", ".version"))
-    for pause in (*PAUSES, None):
-        try:
-            receive(url, part, version)
-            break
-        except (requests.RequestException, HTTPError):
-            if pause is None:
-                raise
-            time.sleep(pause)
-    part.replace(target)
-    version.unlink(missing_ok=True)
-
-
-def receive(url: str, part: Path, version: Path) -> None:
-    """One request: add to `part` what is missing. Raises UsageError where trying again does not help."""
-    resume = {}  # of another version than this one the server sends all
-    if part.exists() and version.exists() and version.read_text():
-        resume = {"Range": f"bytes={part.stat().st_size}-", "If-Range": version.read_text()}
-    headers = resume | {"Accept-Encoding": "identity"}
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if response.status_code == 416 and resume:
-            return  # nothing is missing: an earlier command ended just before the renaming
-        if 400 <= response.status_code < 500:
-            raise UsageError(f"--url {url}: the server answers {response.status_code} {response.reason}")
-        response.raise_for_status()
-        if response.headers.get("Content-Type", "").startswith("text/html"):
-            raise UsageError(f"--url {url}: an HTML page instead of a file; try again later, or another --url")
-        with part.open("ab" if response.status_code == 206 else "wb") as file:
-            start = file.tell()
-            if start == 0:
-                version.write_text(response.headers.get("ETag") or response.headers.get("Last-Modified", ""))
-            total = start + int(response.headers.get("Content-Length", 0)) or None
-            with tqdm.wrapattr(file, "write", total, desc="download", initial=start, disable=None) as shown:
-                shutil.copyfileobj(response.raw, shown)
+        gdown.download(url, str(target), quiet=quiet, use_cookies=False, resume=True, **PATIENCE)
+    except (gdown.exceptions.DownloadError, requests.RequestException) as error:
+        raise UsageError(
+            f"--url {url}: the download failed ({' '.join(str(error).split())}); the same command continues, and "
+            f"starts anew without {target}*.part; or get the file in a browser and give --url file:///..."
+        ) from error
 
 
 def unpack(archive: Path, out: Path, sets: Collection[str]) -> list[str]:

@@ -6,14 +6,12 @@ import io
 import shutil
 import tarfile
 import threading
-from pathlib import Path
 
 import gdown
 import numpy as np
 import pytest
 
 from eval import download_checkpoints
-from mnemonics.legacy import fetch
 
 
 def tar_of(entries, suffix="gz"):
@@ -30,57 +28,25 @@ def tar_of(entries, suffix="gz"):
     return buffer.getvalue()
 
 
-NOISE = np.random.default_rng(0).integers(0, 256, 600_000, np.uint8).tobytes()  # does not compress
+NOISE = np.random.default_rng(0).integers(0, 256, 2_000_000, np.uint8).tobytes()  # does not compress
 CIFAR = "cifar100_nfg50_ncls2_nproto20_mtl_exp01"
 IMAGENET = "imagenet_sub_nfg50_ncls2_nproto20_mtl_exp01"
 WHOLE = {f"{CIFAR}/model": NOISE, f"{CIFAR}/x": b"x", f"{IMAGENET}/model": b"network"}
 ARCHIVE = tar_of({"logs/notes.txt": b"hello"} | {f"logs/{name}": content for name, content in WHOLE.items()})
 SHA256 = hashlib.sha256(ARCHIVE).hexdigest()
-PAGE = b"<!DOCTYPE html><html><head><title>Quota exceeded</title></head>"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves `server.body`; `server.faults` holds, per request, after how many bytes to break off (None: do not)."""
-
-    def do_GET(self):
-        server, asked, body = self.server, self.headers.get("Range"), self.server.body
-        server.asked.append(asked)
-        known = server.ranges and self.headers.get("If-Range") == server.tag
-        start = int(asked[6:-1]) if asked and known else 0
-        if server.status != 200 or start >= max(len(body), 1):
-            return self.send_error(416 if start else server.status)
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body) - start))
-        self.send_header("Content-Type", server.kind)
-        self.send_header("ETag", server.tag)
-        self.end_headers()
-        stop = server.faults.pop(0) if server.faults else None
-        return self.wfile.write(body[start:] if stop is None else body[start : start + stop])
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
-def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.body, server.status, server.kind, server.tag = ARCHIVE, 200, "application/gzip", '"one"'
-        server.ranges, server.faults, server.asked = True, [], []
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def download(tmp_path, monkeypatch, capsys):
+    """Runs download_checkpoints.py on an address, or on a local file with a content. Returns what it prints or, with
+    status 2, the one line of its message."""
+    monkeypatch.setattr("random.uniform", lambda *_: 0)  # how long gdown waits before it tries again
 
-
-@pytest.fixture
-def download(server, tmp_path, monkeypatch, capsys):
-    """Runs download_checkpoints.py on the server's archive. Returns what it prints or, with status 2, the one line of
-    its message."""
-    monkeypatch.setattr(fetch, "PAUSES", (0, 0, 0, 0))
-
-    def download(*arguments, status=0):
-        url = f"http://127.0.0.1:{server.server_address[1]}/logs.tar.gz"
+    def download(source, *arguments, status=0):
+        file = tmp_path / "my logs.tar"
+        if isinstance(source, bytes):
+            file.write_bytes(source)
+        url = file.as_uri() if isinstance(source, bytes) else source
         assert download_checkpoints.main(["--url", url, "--out", str(tmp_path / "out"), *arguments]) == status
         out, error = capsys.readouterr()
         assert error.count("\n") == (status > 0)
@@ -95,132 +61,120 @@ def contents(folder):
     return {name: data for name, data in files.items() if not name.startswith(".downloaded-")}
 
 
-def test_download_unpacks_whole_folders_once(download, server, tmp_path):
-    download("--set", "imagenet_sub")
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves `server.body`; `server.faults` holds, per request, after how many bytes to break off (None: do not)."""
+
+    def do_GET(self):
+        server, asked = self.server, self.headers.get("Range")
+        server.asked.append(asked)
+        if self.path != "/logs":
+            return self.send_error(404)
+        start = int(asked[6:-1]) if asked and server.ranges else 0
+        body, total = server.body[start:], len(server.body)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+        self.end_headers()
+        return self.wfile.write(body[: server.faults.pop(0) if server.faults else None])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.body, server.ranges, server.faults, server.asked = ARCHIVE, True, [700_000, *[0] * 4], []
+        server.handle_error = lambda *_: None  # gdown hangs up on a connection that it does not go on with
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        server.url = f"http://127.0.0.1:{server.server_address[1]}/logs"
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_an_interrupted_download_is_continued(download, server, tmp_path):
+    """By the same command and, after it gave up, by the next one."""
+    assert "the same command continues" in download(server.url, status=2)
+    (part,) = (tmp_path / "out").glob(".download-*.part")
+    size, server.faults = part.stat().st_size, [None, 600_000]
+    assert 0 < size <= 700_000
+    assert server.asked[1:] == [f"bytes={size}-"] * 4
+    server.asked = []
+    download(server.url)
+    assert server.asked == [None, f"bytes={size}-", f"bytes={size + 2**19}-"]  # gdown keeps whole pieces of 512 KiB
+    assert contents(tmp_path / "out") == WHOLE
+    assert "404 Client Error: Not Found" in download(f"{server.url}/none", status=2)
+
+
+def test_what_cannot_be_continued_is_begun_anew(download, server, tmp_path):
+    download(server.url, status=2)
+    server.ranges = False
+    assert "starts anew without" in download(server.url, status=2)
+    server.ranges, server.body = True, tar_of({f"{CIFAR}/model": b"new" + NOISE})
+    assert "refused or damaged" in download(server.url, status=2)  # half of it was of another file
+    download(server.url)
+    assert contents(tmp_path / "out") == {f"{CIFAR}/model": b"new" + NOISE}
+
+
+def test_whole_folders_are_unpacked_once(download, tmp_path):
+    download(ARCHIVE, "--set", "imagenet_sub")
     assert contents(tmp_path / "out").keys() == {f"{IMAGENET}/model"}
-    out = download("--sha256", SHA256.upper())
+    out = download(ARCHIVE, "--sha256", SHA256.upper())
     assert SHA256 in out
     assert "not in the archive: imagenet\n" in out
     assert contents(tmp_path / "out") == WHOLE
-    assert "there already" in download()
-    assert len(server.asked) == 2
+    assert "there already" in download(ARCHIVE)
     shutil.rmtree(tmp_path / "out" / IMAGENET)
-    download()
+    download(ARCHIVE)
     assert contents(tmp_path / "out") == WHOLE
+    assert (tmp_path / "my logs.tar").read_bytes() == ARCHIVE  # it is not ours
 
 
-def test_a_dropped_connection_is_taken_up_where_it_broke(download, server, tmp_path):
-    server.faults = [200_000, 100_000]
-    download()
-    first, second, third = (int(asked[6:-1]) if asked else 0 for asked in server.asked)
-    assert first < second <= 200_000
-    assert second < third <= 300_000
-    assert contents(tmp_path / "out") == WHOLE
-
-
-NEWER = {f"{CIFAR}/model": b"new" + NOISE}
-CHANGES = {  # on the server after a command that was interrupted -> what is unpacked then
-    "nothing": ({}, WHOLE),
-    "another version": ({"tag": '"two"', "body": tar_of(NEWER)}, NEWER),
-    "no ranges": ({"ranges": False}, WHOLE),
+FINE = {f"{CIFAR}/a": b"fine"}
+REFUSED = {  # the content of an archive
+    "page": b"<!DOCTYPE html><html>",
+    "empty": b"",
+    "truncated gzip": ARCHIVE[:-200_000],
+    "truncated tar": tar_of(WHOLE, "")[:-200_000],
+    "wrong checksum": ARCHIVE[:-8] + b"12345678",
+    "dots": tar_of(FINE | {f"logs/{CIFAR}/../../../escaped": b"bad"}),
+    "symbolic link": tar_of(FINE | {f"logs/{CIFAR}/l": (tarfile.SYMTYPE, "../../..")}),
+    "through a link": tar_of(FINE | {f"l/{CIFAR}": (tarfile.SYMTYPE, "/tmp"), f"l/{CIFAR}/escaped": b"bad"}),
+    "hard link": tar_of(FINE | {f"logs/{CIFAR}/l": (tarfile.LNKTYPE, "/etc/passwd")}),
+    "device": tar_of(FINE | {f"logs/{CIFAR}/l": (tarfile.FIFOTYPE, "")}),
 }
 
 
-@pytest.mark.parametrize("kind", CHANGES)
-@pytest.mark.parametrize("whole", [False, True])
-def test_an_interrupted_download_is_continued_by_the_next_command(whole, kind, download, server, tmp_path):
-    """`whole`: it was killed between the last byte and the renaming."""
-    change, expected = CHANGES[kind]
-    server.faults = [200_000, 0, 0, 0, 0]
-    assert "the same command continues" in download(status=2)
-    (part,) = (tmp_path / "out").glob("*.part")
-    assert 0 < part.stat().st_size <= 200_000
-    assert not any(p.is_dir() for p in (tmp_path / "out").iterdir())
-    if whole:
-        part.write_bytes(ARCHIVE)
-    size, server.asked = part.stat().st_size, []
-    vars(server).update(change)
-    download()
-    assert server.asked == [f"bytes={size}-"]
-    assert contents(tmp_path / "out") == expected
+@pytest.mark.parametrize("kind", REFUSED)
+def test_of_a_damaged_or_malicious_archive_nothing_is_unpacked(kind, download, tmp_path):
+    assert "refused or damaged" in download(REFUSED[kind], status=2)
+    assert contents(tmp_path) == {"my logs.tar": REFUSED[kind]}
 
 
-SERVERS = {  # what a server does -> words of the message, the number of requests
-    "not found": ({"status": 404}, "404 Not Found", 1),
-    "busy": ({"status": 503}, "503", 5),
-    "breaks off": ({"faults": [0] * 5}, "the same command continues", 5),
-    "page": ({"kind": "text/html; charset=utf-8", "body": PAGE}, "an HTML page instead of a file", 1),
-    "page as a file": ({"body": PAGE}, "refused or damaged", 1),
-    "noise": ({"body": NOISE}, "refused or damaged", 1),
-    "empty": ({"body": b""}, "refused or damaged", 1),
-    "truncated gzip": ({"body": ARCHIVE[:-200_000]}, "refused or damaged", 1),
-    "truncated tar": ({"body": tar_of(NEWER, "")[:-200_000]}, "refused or damaged", 1),
-    "wrong checksum": ({"body": ARCHIVE[:-8] + b"12345678"}, "refused or damaged", 1),
-}
+def test_what_lies_elsewhere_in_an_archive_is_left_there(download, tmp_path):
+    download(tar_of(FINE | {"../../escaped": b"bad", f"{tmp_path}/escaped": b"bad"}))
+    assert contents(tmp_path / "out") == FINE
+    assert not any(p.name == "escaped" for p in tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize("kind", SERVERS)
-def test_a_server_without_a_whole_archive(kind, download, server, tmp_path):
-    attributes, message, requests = SERVERS[kind]
-    vars(server).update(attributes)
-    assert message in download(status=2)
-    assert len(server.asked) == requests
-    assert {Path(name).suffix for name in contents(tmp_path / "out")} <= {".part", ".version"}
-
-
-EVIL = {  # what else is in an archive -> whether the archive is refused
-    "dots": ({f"logs/{CIFAR}/../../../escaped": b"bad"}, True),
-    "dots elsewhere": ({"../../escaped": b"bad"}, False),
-    "absolute": ({"{tmp}/escaped": b"bad"}, False),
-    "symbolic link": ({f"logs/{CIFAR}/l": (tarfile.SYMTYPE, "../../..")}, True),
-    "through a link": ({f"l/{CIFAR}": (tarfile.SYMTYPE, "/tmp"), f"l/{CIFAR}/escaped": b"bad"}, True),
-    "hard link": ({f"logs/{CIFAR}/l": (tarfile.LNKTYPE, "/etc/passwd")}, True),
-    "device": ({f"logs/{CIFAR}/l": (tarfile.FIFOTYPE, "")}, True),
-}
-
-
-@pytest.mark.parametrize("kind", EVIL)
-def test_nothing_of_a_malicious_archive_comes_elsewhere(kind, download, server, tmp_path):
-    (entries, is_refused), fine = EVIL[kind], {f"{CIFAR}/a": b"fine"}
-    server.body = tar_of(fine | {name.format(tmp=tmp_path): content for name, content in entries.items()})
-    if is_refused:
-        assert "refused or damaged" in download(status=2)
-    else:
-        download()
-    assert contents(tmp_path / "out") == ({} if is_refused else fine)
-    assert not any(p.is_symlink() or p.is_fifo() or p.name == "escaped" for p in tmp_path.rglob("*"))
-
-
-def test_files_and_mistakes_in_flags(download, tmp_path):
-    archive = tmp_path / "my logs.tar"
-    archive.write_bytes(ARCHIVE)
-    mine = ("--url", archive.as_uri())
+def test_mistakes_in_flags(download, tmp_path):
     for flags, message in (
-        (("--url", (tmp_path / "none").as_uri()), "there is no such file"),
-        (("--url", "ftp://a/b"), "--url ftp://a/b: http://..., https://"),
-        ((*mine, "--sha256", "abc"), "--sha256 abc: needed are 64 hexadecimal digits"),
-        ((*mine, "--sha256", "0" * 64), f"has {SHA256}; it is not used"),
-        ((*mine, "--set", "imagenet"), "holds no folder of imagenet, like"),
-        ((*mine, "--out", "/dev/null/x"), "--out /dev/null/x: cannot be written"),
+        (((tmp_path / "none").as_uri(),), "there is no such file"),
+        (("ftp://a/b",), "--url ftp://a/b: http://..., https://"),
+        ((ARCHIVE, "--sha256", "abc"), "--sha256 abc: needed are 64 hexadecimal digits"),
+        ((ARCHIVE, "--sha256", "0" * 64), f"has {SHA256}; it is not used"),
+        ((ARCHIVE, "--set", "imagenet"), "holds no folder of imagenet, like"),
+        ((ARCHIVE, "--out", "/dev/null/x"), "--out /dev/null/x: cannot be written"),
     ):
         assert message in download(*flags, status=2)
-    download(*mine)
-    assert contents(tmp_path / "out") == WHOLE
-    assert archive.read_bytes() == ARCHIVE  # it is not ours
 
 
-def test_google_drive_goes_through_gdown(download, tmp_path, monkeypatch):
-    calls = []
+def test_google_drives_refusals_are_told(download, monkeypatch):
+    def refuse(*_, **__):
+        raise gdown.exceptions.FileURLRetrievalError("Failed to retrieve file url:\n\n\tToo many users have viewed")
 
-    def gdown_download(url, output, resume, **_):
-        calls.append((url, resume))
-        if len(calls) == 1:
-            raise gdown.exceptions.FileURLRetrievalError("Failed to retrieve file url:\n\n\tToo many users have viewed")
-        Path(output).write_bytes(ARCHIVE)
-
-    monkeypatch.setattr(gdown, "download", gdown_download)
-    url = download_checkpoints.DRIVE_URL
-    assert "Failed to retrieve file url: Too many users have viewed" in download("--url", url, status=2)
-    download("--url", url)
-    assert contents(tmp_path / "out") == WHOLE
-    assert calls == [(url, True)] * 2
+    monkeypatch.setattr(gdown, "download", refuse)
+    message = "Failed to retrieve file url: Too many users have viewed"
+    assert message in download(download_checkpoints.DRIVE_URL, status=2)
