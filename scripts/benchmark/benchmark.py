@@ -5,7 +5,6 @@
     python scripts/benchmark/benchmark.py select      features and herding of the exemplars of phase 0
     python scripts/benchmark/benchmark.py evaluate    features, CNN and NME accuracy of the test set
     python scripts/benchmark/benchmark.py protocol    a whole run of N = 5 phases (--epochs of each)
-    python scripts/benchmark/benchmark.py jobs        training of several runs at once on one device
     python scripts/benchmark/benchmark.py unroll      the exemplar gradient, against the plain unroll
     python scripts/benchmark/benchmark.py all         all of them, one after the other
 
@@ -13,8 +12,6 @@ Ratios are medians over the turns, with the smallest and the largest. --out writ
 """
 
 import argparse
-import copy
-import multiprocessing
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +21,7 @@ from pathlib import Path
 import torch
 from ours import Ours, begun
 from plain import Plain
-from timing import Times, by_turns, compared, floor
+from timing import Times, by_turns, compared
 from unroll import unroll
 
 from mnemonics.baselines import BASELINES
@@ -49,7 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--repeats", type=int, default=3, help="timed turns, after one to warm up (%(default)s)")
     add("--baselines", nargs="+", default=list(BASELINES), help="those of train (%(default)s)")
     add("--epochs", type=int, default=2, help="epochs of each phase in protocol (%(default)s)")
-    add("--jobs", type=int, nargs="+", default=[1, 2, 4, 8], help="runs at once in jobs (%(default)s)")
     add("--batch", type=int, default=100, help="exemplars and validation images in unroll (%(default)s)")
     add("--steps", type=int, nargs="+", default=[4, 16, 64], help="values of K in unroll (%(default)s)")
     add("--max_plain_gib", type=float, default=16.0, help="skip plain in unroll above this (%(default)s)")
@@ -86,16 +82,14 @@ def images_of(scenario: Scenario, last_phase: int, count: int) -> LabelledImages
 
 def train(args: argparse.Namespace) -> dict:
     """Training of phase 0, then of phase 1 with the loss of each baseline, teacher included."""
-    results = []
+    results = {}
     for phase, name in [(0, "lucir"), *((1, name) for name in args.baselines)]:
         scenario, sides = prepared(args, phase, "--baseline", name)
         data = images_of(scenario, phase, args.images)
-        if phase == 0:
-            batch = scenario.prep.plain(data.images[: scenario.config.train_batch_size])
-            results.append(floor(copy.deepcopy(sides["plain"].model).train(), batch))
-        what = f"train, phase {phase}" + (f", {name}" if phase else "")
-        results.append(compared(what, timed(sides, "train_epoch", data, repeats=args.repeats), len(data)))
-    return {"results": results}
+        part = f"phase {phase}" + (f", {name}" if phase else "")
+        times = timed(sides, "train_epoch", data, repeats=args.repeats)
+        results[part] = compared(f"train, {part}", times, len(data))
+    return results
 
 
 def augment(args: argparse.Namespace) -> dict:
@@ -138,28 +132,7 @@ def protocol(args: argparse.Namespace) -> dict:
     return result | {"accuracies": accuracies, "peak_memory_bytes": peak}
 
 
-def jobs(args: argparse.Namespace) -> dict:
-    """Images/s of phase-0 training of all processes together, for each number of them."""
-    rows = []
-    for count in args.jobs:
-        with multiprocessing.get_context("spawn").Pool(count) as pool:
-            speeds = pool.map(train_for_a_while, [(args, count)] * count, chunksize=1)
-        rows.append({"jobs": count, "images_per_second": speeds})
-        print(f"jobs, {count} at once: {sum(speeds):,.0f} images/s together", flush=True)
-    return {"rows": rows}
-
-
-def train_for_a_while(task: tuple[argparse.Namespace, int]) -> float:
-    """Images/s of this process, with its share of the cores, over the timed turns."""
-    args, count = task
-    torch.set_num_threads(max(1, torch.get_num_threads() // count))
-    scenario, sides = prepared(args, 0)
-    data = images_of(scenario, 0, args.images)
-    times = timed({"ours": sides["ours"]}, "train_epoch", data, repeats=args.repeats)["ours"]
-    return len(data) * len(times) / sum(times)
-
-
-PARTS = {part.__name__: part for part in (train, augment, select, evaluate, protocol, jobs, unroll)}
+PARTS = {part.__name__: part for part in (train, augment, select, evaluate, protocol, unroll)}
 
 
 if __name__ == "__main__":
