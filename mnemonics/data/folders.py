@@ -33,7 +33,6 @@ class Split(NamedTuple):
     class_ids: Tensor  # int64 [n]
     inodes: np.ndarray  # uint64 [n]: equal for links to the same file, and for some others
     ignored: int  # files that are no images by their names, or in no class folder
-    loops: list[str]  # links to a folder that they are in themselves
 
 
 def load_folders(config: ExperimentConfig) -> ImageSource:
@@ -101,19 +100,17 @@ def list_split(root: Path, split: str, key: Callable | None) -> Split:
     for entry in entries:
         entry.stat()  # raises OSError for a link to nowhere: it may have been a class
     classes = sorted(entry.name for entry in entries if entry.is_dir())
-    ignored, names, inodes, class_ids, loops = len(entries) - len(classes), [], [], [], []
+    ignored, names, inodes, class_ids = len(entries) - len(classes), [], [], []
     for class_id, name in enumerate(classes):
-        images, others, circles = walk(root / split / name)
+        images, others = walk(root / split / name)
         if not images:
             raise DataError(f"{root / split / name} holds no images; fill it, or remove the class")
         for path, inode in sorted(images, key=key):
             names.append(os.fsencode(os.path.relpath(path, root)))
             inodes.append(inode)
         class_ids += [class_id] * len(images)
-        loops += circles
         ignored += others
-    inodes = np.array(inodes, np.uint64)
-    return Split(classes, np.array(names), torch.tensor(class_ids), inodes, ignored, sorted(loops))
+    return Split(classes, np.array(names), torch.tensor(class_ids), np.array(inodes, np.uint64), ignored)
 
 
 def visible(folder: str | Path) -> list[os.DirEntry]:
@@ -122,19 +119,18 @@ def visible(folder: str | Path) -> list[os.DirEntry]:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
 
-def walk(folder: Path) -> tuple[list[tuple[str, int]], int, list[str]]:
-    """All images in `folder` and its subfolders, as (path, inode), the number of other files, and links to a folder
-    that they are in. Links are followed. Asks the system about no single file but links: on a network that would take
-    minutes for a million of them. Raises OSError."""
-    images, ignored, loops = [], 0, []
+def walk(folder: Path) -> tuple[list[tuple[str, int]], int]:
+    """All images in `folder` and its subfolders, as (path, inode), and the number of other files. Links are followed.
+    Asks the system about no single file but links: on a network that would take minutes for a million of them. Raises
+    DataError for a link to a folder that it is in, and OSError."""
+    images, ignored = [], 0
     waiting: list[tuple[str, tuple]] = [(str(folder), ())]  # a folder, and those that it is in
     while waiting:
         directory, above = waiting.pop()
         status = os.stat(directory)
         identity = status.st_dev, status.st_ino
         if identity in above:
-            loops.append(directory)
-            continue
+            raise DataError(f"{directory} leads to a folder that it is in; remove this link")
         for entry in visible(directory):
             if entry.is_dir():
                 waiting.append((entry.path, (*above, identity)))
@@ -142,7 +138,7 @@ def walk(folder: Path) -> tuple[list[tuple[str, int]], int, list[str]]:
                 images.append((entry.path, inode_of(entry)))
             else:
                 ignored += 1
-    return images, ignored, loops
+    return images, ignored
 
 
 def inode_of(entry: os.DirEntry) -> int:
@@ -156,12 +152,8 @@ def inode_of(entry: os.DirEntry) -> int:
 
 def notices_of(root: Path, train: Split, test: Split) -> list[str]:
     """What is odd about the files, but no mistake for certain. Raises OSError."""
-    ignored, loops = train.ignored + test.ignored, train.loops + test.loops
+    ignored = train.ignored + test.ignored
     notices = [f"{ignored} files in {root} are no images by their names, or in no class: ignored"] if ignored else []
-    if loops:
-        notices.append(
-            f"{len(loops)} links in {root} lead to a folder that they are in, {loops[0]} for example: ignored"
-        )
     return notices + notice_of_links(root, train, test)
 
 

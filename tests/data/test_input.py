@@ -176,6 +176,7 @@ ENDS_OF_RUNS = {
     "lost test class": (link("val/cat"), "{}/val/cat: No such file or directory"),
     "a pipe, which would never end": (lambda root: os.mkfifo(root / "train/ape/9.png"), "9.png: it is no file"),
     "itself": (link("val/bee/me", "val/bee/me"), "Too many levels of symbolic links"),
+    "a circle": (link("train/ape/again", "train/ape"), "{}/train/ape/again leads to a folder that it is in"),
     "too deep": (too_deep, "File name too long"),
 }
 
@@ -200,14 +201,6 @@ def test_a_folder_that_cannot_be_listed_ends_the_run(tree, place, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refusing)
     assert f"{tree / place}: Permission denied" in mistake(tree)
-
-
-def test_links_in_circles(tree):
-    (tree / "train/ape/again").symlink_to(tree / "train/ape")
-    (tree / "train/ape/all").symlink_to(tree)
-    data = read(tree)
-    assert len(data.train_images.names) == 3 + (3 + 2 + 2) + 3  # ape, in it all that is not ape again, bee
-    assert f"links in {tree} lead to a folder that they are in" in data.notices[0]
 
 
 def repeated(root):
@@ -274,11 +267,7 @@ def test_a_lost_worker_is_told_of_in_one_line(tmp_path):
     *_, told = (line.removeprefix("main.py: ") for line in done.stderr.splitlines() if line.startswith("main.py: "))
     status, while_busy, at_start = done.stdout.splitlines()[-3:]
     assert status == "status 2"
-    for line, words in (
-        (told, "DataLoader worker (pid"),
-        (while_busy, "killed by signal"),
-        (at_start, "Resource temp"),
-    ):
+    for line, words in ((told, "exited unexp"), (while_busy, "exited unexp"), (at_start, "Resource temp")):
         assert "--num_workers 2: a process that decodes images was lost (" in line
         assert words in line
         assert "--num_workers 0" in line
