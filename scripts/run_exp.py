@@ -27,14 +27,13 @@ from pathlib import Path
 from mnemonics.config.command_line import check_setting
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.config.presets import run_name
-from mnemonics.data.sources import load_source
+from mnemonics.data.sources import NUM_CLASSES, load_source
 from mnemonics.engine.errors import RunError, UsageError, command
 from mnemonics.experiment.paper_runs import RUNS, paper_runs
 from mnemonics.experiment.state import parse_args, settle
 from mnemonics.experiment.sweep import Run, Sweep
 
 ROOT = Path(__file__).resolve().parents[1]
-CLASSES = {"cifar100": 100, "digits": 10, "imagenet_sub": 100, "imagenet": 1000}
 LONGEST_NAME = 200  # characters; file systems allow 255 bytes, and ".log" and the like are added
 
 
@@ -134,7 +133,7 @@ def found_in_folder(data_dir: str, image_size: int | None) -> tuple[int, int]:
 def make_run(arguments: Sequence[str], runs_dir: Path) -> Run:
     """The run of one command, with its folder and the folder of shared phase-0 models. Raises UsageError."""
     user = parse_main(arguments)
-    classes, size = CLASSES.get(user.dataset), user.image_size
+    classes, size = NUM_CLASSES.get(user.dataset), user.image_size
     if classes is None:
         classes, size = found_in_folder(user.data_dir, user.image_size)
     named, config = settle(user, classes, size)
