@@ -55,7 +55,10 @@ def load_folders(config: ExperimentConfig) -> ImageSource:
                 f"--dataset {config.dataset}: {root} holds {len(train.class_names)} classes, not {classes}; "
                 "--dataset folder takes any number"
             )
-        size = config.image_size or (LARGEST_SIZE if classes else size_of_first(root, train))
+        size = config.image_size or LARGEST_SIZE
+        if config.image_size is None and not classes:
+            with opened(root / os.fsdecode(train.names[0])) as image:
+                size = min(*image.size, LARGEST_SIZE)
     cores = min(max((os.cpu_count() or 1) // local_world(), 1), 16)  # for each process on this machine
     workers = cores if config.num_workers is None else config.num_workers
     none = torch.empty(0, 3, size, size, dtype=torch.uint8)
@@ -73,11 +76,6 @@ def load_folders(config: ExperimentConfig) -> ImageSource:
         test_images=images[1],
         test_class_ids=test.class_ids,
     )
-
-
-def size_of_first(root: Path, split: Split) -> int:
-    with opened(root / os.fsdecode(split.names[0])) as image:
-        return min(*image.size, LARGEST_SIZE)
 
 
 def list_splits(root: Path, tests: Sequence[str] = ("val", "test"), key: Callable | None = None) -> tuple[Split, Split]:
@@ -127,13 +125,12 @@ def walk(folder: Path) -> tuple[list[tuple[str, int]], int]:
     waiting: list[tuple[str, tuple]] = [(str(folder), ())]  # a folder, and those that it is in
     while waiting:
         directory, above = waiting.pop()
-        status = os.stat(directory)
-        identity = status.st_dev, status.st_ino
-        if identity in above:
+        this = identity(directory)
+        if this in above:
             raise DataError(f"{directory} leads to a folder that it is in; remove this link")
         for entry in visible(directory):
             if entry.is_dir():
-                waiting.append((entry.path, (*above, identity)))
+                waiting.append((entry.path, (*above, this)))
             elif entry.name.lower().endswith(ENDINGS):
                 images.append((entry.path, inode_of(entry)))
             else:
@@ -151,29 +148,24 @@ def inode_of(entry: os.DirEntry) -> int:
 
 
 def notices_of(root: Path, train: Split, test: Split) -> list[str]:
-    """What is odd about the files, but no mistake for certain. Raises OSError."""
-    ignored = train.ignored + test.ignored
-    notices = [f"{ignored} files in {root} are no images by their names, or in no class: ignored"] if ignored else []
-    return notices + notice_of_links(root, train, test)
+    """What is odd about the files, but no mistake for certain: files that are no images, and files that are in training
+    and in test, as hard or symbolic links. Contents are not compared. Raises OSError."""
+    ignored, notices = train.ignored + test.ignored, []
+    if ignored:
+        notices.append(f"{ignored} files in {root} are no images by their names, or in no class: ignored")
+    both = np.intersect1d(train.inodes, test.inodes)
+    found: list[dict[tuple[int, int], str]] = []
+    for split in (train, test):
+        names = list(map(os.fsdecode, split.names[np.isin(split.inodes, both)]))
+        found.append({identity(root / name): name for name in names})  # on other or network disks, still different
+    shared = sorted(found[0].keys() & found[1].keys())
+    if shared:
+        example = " and ".join(names[shared[0]] for names in found)
+        notices.append(f"{len(shared)} files in {root} are in training and in test, as links: {example} for example")
+    return notices
 
 
-def notice_of_links(root: Path, train: Split, test: Split) -> list[str]:
-    """A notice of files that are in the data set more than once, as hard or symbolic links: in training and test, they
-    would be tested on what they were trained on. Contents are not compared. Raises OSError."""
-    names = np.concatenate([train.names, test.names])
-    class_ids = torch.cat([train.class_ids, test.class_ids]).tolist()
-    _, inverse, counts = np.unique(np.concatenate([train.inodes, test.inodes]), return_inverse=True, return_counts=True)
-    same: dict[tuple[int, int], list[int]] = {}
-    for row in np.flatnonzero(counts[inverse] > 1).tolist():  # on other disks, or some network disks, still different
-        status = os.stat(root / os.fsdecode(names[row]))
-        same.setdefault((status.st_dev, status.st_ino), []).append(row)
-    groups = [rows for rows in same.values() if len(rows) > 1]
-    if not groups:
-        return []
-    across = [rows for rows in groups if rows[0] < len(train.names) <= rows[-1]]
-    mixed = [rows for rows in groups if len({class_ids[row] for row in rows}) > 1]
-    first, *_, last = (across or mixed or groups)[0]
-    return [
-        f"{len(groups)} files in {root} are there more than once, as links: {len(across)} in training and test, "
-        f"{len(mixed)} in several classes; {os.fsdecode(names[first])} and {os.fsdecode(names[last])} for example"
-    ]
+def identity(path: str | Path) -> tuple[int, int]:
+    """What tells the file or folder, or the one that a link leads to, from all others. Raises OSError."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
