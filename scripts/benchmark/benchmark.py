@@ -1,7 +1,6 @@
 """Speed and memory, each as a ratio to a plain pipeline (plain.py) measured by turns in the same run.
 
     python scripts/benchmark/benchmark.py train       images/s of phase 0 and of an incremental step of each baseline
-    python scripts/benchmark/benchmark.py augment     crop, mirror and normalise
     python scripts/benchmark/benchmark.py select      features and herding of the exemplars of phase 0
     python scripts/benchmark/benchmark.py evaluate    features, CNN and NME accuracy of the test set
     python scripts/benchmark/benchmark.py protocol    a whole run of N = 5 phases (--epochs of each)
@@ -27,7 +26,7 @@ from unroll import unroll
 from mnemonics.baselines import BASELINES
 from mnemonics.data.batches import LabelledImages
 from mnemonics.data.scenario import Scenario
-from mnemonics.engine.device import environment, peak_memory_bytes
+from mnemonics.engine.device import environment
 from mnemonics.engine.errors import command
 from mnemonics.engine.files import write_json
 
@@ -92,13 +91,6 @@ def train(args: argparse.Namespace) -> dict:
     return results
 
 
-def augment(args: argparse.Namespace) -> dict:
-    """Augmentation alone; the plain one in this process, without workers."""
-    scenario, sides = prepared(args, 0)
-    data = images_of(scenario, 5, args.images)
-    return compared("augment", timed(sides, "augment", data, repeats=args.repeats), len(data))
-
-
 def select(args: argparse.Namespace) -> dict:
     """Exemplars of phase 0: features of all its images, then herding of 20 of each class."""
     scenario, sides = prepared(args, 0)
@@ -122,17 +114,15 @@ def protocol(args: argparse.Namespace) -> dict:
     """A whole run, LwF's loss with herding exemplars, by main.py's `run` and by the plain pipeline: once each."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--method baseline --baseline icarl --epochs {args.epochs} --out {folder}"
-        scenario, sides = prepared(args, 0, *flags.split())
+        _, sides = prepared(args, 0, *flags.split())
         times = timed(sides, "protocol")
-    peak = peak_memory_bytes(scenario.device)
     result = compared(f"protocol, {args.epochs} epochs a phase", times, 3600, "runs/hour")
     minutes = [f"{name} {seconds / 60:.2f}" for name, (seconds,) in times.items()]
-    print(f"  minutes: {', '.join(minutes)}; peak memory {peak / 1e9:.2f} GB")
-    accuracies = {name: side.accuracies for name, side in sides.items()}
-    return result | {"accuracies": accuracies, "peak_memory_bytes": peak}
+    print(f"  minutes: {', '.join(minutes)}")
+    return result | {"accuracies": {name: side.accuracies for name, side in sides.items()}}
 
 
-PARTS = {part.__name__: part for part in (train, augment, select, evaluate, protocol, unroll)}
+PARTS = {part.__name__: part for part in (train, select, evaluate, protocol, unroll)}
 
 
 if __name__ == "__main__":
