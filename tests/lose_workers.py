@@ -1,7 +1,6 @@
-"""Loses processes that decode images, for tests/data/test_input.py. PyTorch tells the whole parent process of their
-death by a signal, so that this runs in a process of its own:
+"""Loses processes that decode images, for tests/data/test_input.py; in a process of its own, which dies with them:
 
-    python tests/lose_workers.py DATA OUT       prints what becomes of each case
+python tests/lose_workers.py DATA OUT       prints what becomes of each case
 """
 
 import errno

@@ -23,12 +23,8 @@ class Preprocessing:
 
     @staticmethod
     def of(source: ImageSource, device: torch.device) -> "Preprocessing":
-        return Preprocessing(
-            torch.tensor(source.mean, device=device),
-            torch.tensor(source.std, device=device),
-            source.crop_padding,
-            source.mirror,
-        )
+        mean, std = (torch.tensor(values, device=device) for values in (source.mean, source.std))
+        return Preprocessing(mean, std, source.crop_padding, source.mirror)
 
     def plain(self, images: Tensor) -> Tensor:
         """uint8 [n, 3, h, w] -> network input float32 [n, 3, h, w], channels-last."""

@@ -93,8 +93,8 @@ def download(root: Path) -> None:
 
 
 def read_archive(archive: Path) -> dict[str, bytes]:
-    """The files of the "python version", out of an archive that stays as it is: that takes two seconds, and nothing in
-    it can say where to write. Raises DataError."""
+    """The files of the "python version", out of an archive that stays as it is: nothing in it can say where to write.
+    Raises DataError."""
     files = {}
     try:
         with tarfile.open(archive) as tar:
