@@ -27,14 +27,14 @@ from pathlib import Path
 from mnemonics.config.command_line import check_setting
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.config.presets import run_name
-from mnemonics.data.sources import load_source
+from mnemonics.data.images import usage_errors
+from mnemonics.data.sources import NUM_CLASSES, load_source
 from mnemonics.engine.errors import RunError, UsageError, command
 from mnemonics.experiment.paper_runs import RUNS, paper_runs
 from mnemonics.experiment.state import parse_args, settle
 from mnemonics.experiment.sweep import Run, Sweep
 
 ROOT = Path(__file__).resolve().parents[1]
-CLASSES = {"cifar100": 100, "digits": 10, "imagenet_sub": 100, "imagenet": 1000}
 LONGEST_NAME = 200  # characters; file systems allow 255 bytes, and ".log" and the like are added
 
 
@@ -125,19 +125,18 @@ def parse_main(arguments: Sequence[str]) -> ExperimentConfig:
 
 
 @functools.cache
-def found_in_folder(data_dir: str, image_size: int | None) -> tuple[int, int]:
-    """Classes, and height and width in pixels, of `--dataset folder`. Raises UsageError."""
-    source = load_source(ExperimentConfig(dataset="folder", data_dir=data_dir, image_size=image_size))
+def classes_and_size(dataset: str, data_dir: str, image_size: int | None) -> tuple[int, int | None]:
+    """Classes, and height and width in pixels where they are not known before. Raises UsageError."""
+    if dataset in NUM_CLASSES:
+        return NUM_CLASSES[dataset], image_size
+    source = load_source(ExperimentConfig(dataset=dataset, data_dir=data_dir, image_size=image_size))
     return source.num_classes, source.image_size
 
 
 def make_run(arguments: Sequence[str], runs_dir: Path) -> Run:
     """The run of one command, with its folder and the folder of shared phase-0 models. Raises UsageError."""
     user = parse_main(arguments)
-    classes, size = CLASSES.get(user.dataset), user.image_size
-    if classes is None:
-        classes, size = found_in_folder(user.data_dir, user.image_size)
-    named, config = settle(user, classes, size)
+    named, config = settle(user, *classes_and_size(user.dataset, user.data_dir, user.image_size))
     name = run_name(named)
     if len(name) > LONGEST_NAME:
         name = name[: LONGEST_NAME - 9] + "_" + hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -179,10 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = chosen_commands(file, options.grid, options.table)
     os.chdir(ROOT)  # where main.py runs
     runs = make_runs(commands, flags, options.seeds, options.runs_dir)
-    try:
+    with usage_errors("--runs_dir"):
         options.runs_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--runs_dir {options.runs_dir}: cannot be made ({error.strerror})") from None
     status = Sweep(runs, options.jobs, 60 * options.minutes).go()
     summarise(runs, options.runs_dir, options.table)
     return status

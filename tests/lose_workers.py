@@ -1,7 +1,6 @@
-"""Loses processes that decode images, for tests/data/test_input.py. PyTorch tells the whole parent process of their
-death by a signal, so that this runs in a process of its own:
+"""Loses processes that decode images, for tests/data/test_input.py; in a process of its own, which dies with them:
 
-    python tests/lose_workers.py DATA OUT       prints what becomes of each case
+python tests/lose_workers.py DATA OUT       prints what becomes of each case
 """
 
 import errno
@@ -37,14 +36,14 @@ def in_training(patch, root, out):
 
 
 def while_busy(patch, root, out):
-    """The main process is, with something else."""
+    """The main process is, with something else, and learns of it when it needs the next epoch."""
     data = read(root, 16, 2)
     batches = StreamedBatches(LabelledImages(data.train_images, data.train_class_ids), preprocessing(root))
-    next(batches.epoch(2, torch.Generator().manual_seed(0)))
+    list(batches.epoch(2, torch.Generator().manual_seed(0)))
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGKILL)
-    for _ in range(1000):
-        time.sleep(0.01)
+    time.sleep(0.2)
+    list(batches.epoch(2, torch.Generator().manual_seed(1)))
 
 
 def at_start(patch, root, out):

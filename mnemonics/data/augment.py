@@ -1,8 +1,8 @@
 """Batched training augmentation on the device: random crop, mirror, normalise.
 
 Drawing is apart from applying, so that the same draws can be replayed (`Crops` is what the bilevel optimiser fixes for
-each of its steps) and the result can be compared with torchvision's transforms image by image. All functions are
-differentiable with respect to floating-point images.
+each of its steps) and the result can be compared with torchvision's transforms image by image. All is differentiable
+with respect to floating-point images.
 """
 
 from dataclasses import dataclass
@@ -21,31 +21,31 @@ class Crops(NamedTuple):
     mirrored: Tensor
 
 
-def draw_crops(n: int, padding: int, mirror: bool, generator: torch.Generator) -> Crops:
-    """Draw n crop positions in 0 .. 2 * padding and mirrorings (with probability 1/2 if `mirror`, else never)."""
-    device = generator.device
-    top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator, device=device)
-    mirrored = torch.rand(n, generator=generator, device=device) < (0.5 if mirror else 0.0)
-    return Crops(top, left, mirrored)
+@dataclass(frozen=True)
+class CropAndMirror:
+    """Pad images, cut a window of their own size out of each and mirror some."""
 
+    padding: int
+    mirror: bool
+    fill: Tensor | float = 0  # of the border: a number or one per channel; black, as torchvision pads, is 0 for pixels
 
-def crop_and_mirror(images: Tensor, crops: Crops, padding: int, fill: Tensor | float = 0) -> Tensor:
-    """Pad images [n, c, h, w] of any dtype by `padding`, cut an [h, w] window out of each and mirror some.
+    def draw(self, n: int, generator: torch.Generator) -> Crops:
+        """Draw n crop positions in 0 .. 2 * padding and mirrorings (with probability 1/2 if `mirror`, else never)."""
+        device = generator.device
+        top, left = torch.randint(0, 2 * self.padding + 1, (2, n), generator=generator, device=device)
+        mirrored = torch.rand(n, generator=generator, device=device) < (0.5 if self.mirror else 0.0)
+        return Crops(top, left, mirrored)
 
-    Args:
-        fill: value of the border: a number or one value per channel [c]; black, as torchvision pads, is 0 for pixel
-            values and -mean/std for normalised images.
-    Returns:
-        [n, c, h, w] in channels-last memory format.
-    """
-    n, _, h, w = images.shape
-    padded = bordered(images, padding, fill)
-    rows = crops.top[:, None] + torch.arange(h, device=images.device)  # (n, h)
-    columns = torch.arange(w, device=images.device).expand(n, w)
-    columns = crops.left[:, None] + torch.where(crops.mirrored[:, None], w - 1 - columns, columns)  # (n, w)
-    index = torch.arange(n, device=images.device)[:, None, None]
-    cut = padded[index, :, rows[:, :, None], columns[:, None, :]]  # (n, h, w, c): indexed dimensions come first
-    return cut.permute(0, 3, 1, 2)
+    def apply(self, images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
+        """[n, c, h, w] of any dtype -> the same in channels-last memory format; the rest is what `draw` gave."""
+        n, _, h, w = images.shape
+        padded = bordered(images, self.padding, self.fill)
+        rows = top[:, None] + torch.arange(h, device=images.device)  # (n, h)
+        columns = torch.arange(w, device=images.device).expand(n, w)
+        columns = left[:, None] + torch.where(mirrored[:, None], w - 1 - columns, columns)  # (n, w)
+        index = torch.arange(n, device=images.device)[:, None, None]
+        cut = padded[index, :, rows[:, :, None], columns[:, None, :]]  # (n, h, w, c): indexed dimensions come first
+        return cut.permute(0, 3, 1, 2)
 
 
 def bordered(images: Tensor, padding: int, fill: Tensor | float) -> Tensor:
@@ -55,22 +55,6 @@ def bordered(images: Tensor, padding: int, fill: Tensor | float) -> Tensor:
         return F.pad(images, sides, value=fill)
     inside = F.pad(torch.ones_like(images[:1, :1], dtype=torch.bool), sides)
     return torch.where(inside, F.pad(images, sides), fill.reshape(-1, 1, 1).to(images))
-
-
-@dataclass(frozen=True)
-class CropAndMirror:
-    """Random crop and mirroring of network input, drawn and applied apart; differentiable."""
-
-    padding: int
-    mirror: bool
-    fill: Tensor | float  # of the border: network input of a black pixel
-
-    def draw(self, n: int, generator: torch.Generator) -> Crops:
-        return draw_crops(n, self.padding, self.mirror, generator)
-
-    def apply(self, images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
-        """float [n, 3, h, w] -> the same shape; the other arguments are what `draw` gave."""
-        return crop_and_mirror(images, Crops(top, left, mirrored), self.padding, self.fill)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mnemonics.data.augment import CropAndMirror, Crops, crop_and_mirror, draw_crops, normalise
+from mnemonics.data.augment import CropAndMirror, Crops, normalise
 from mnemonics.data.files import FileImages, decoded
 from mnemonics.data.image_source import ImageSource
 from mnemonics.engine.distributed import own_rows, world
@@ -23,24 +23,16 @@ class Preprocessing:
 
     @staticmethod
     def of(source: ImageSource, device: torch.device) -> "Preprocessing":
-        return Preprocessing(
-            torch.tensor(source.mean, device=device),
-            torch.tensor(source.std, device=device),
-            source.crop_padding,
-            source.mirror,
-        )
+        mean, std = (torch.tensor(values, device=device) for values in (source.mean, source.std))
+        return Preprocessing(mean, std, source.crop_padding, source.mirror)
 
     def plain(self, images: Tensor) -> Tensor:
         """uint8 [n, 3, h, w] -> network input float32 [n, 3, h, w], channels-last."""
         return normalise(images, self.mean, self.std).contiguous(memory_format=torch.channels_last)
 
-    def draw_crops(self, n: int, generator: torch.Generator) -> Crops:
-        """Draw a crop and, where the data set allows it, a mirroring for each of n images."""
-        return draw_crops(n, self.crop_padding, self.mirror, generator)
-
     def augmented(self, images: Tensor, crops: Crops) -> Tensor:
         """Like `plain`, after cropping and mirroring."""
-        return normalise(crop_and_mirror(images, crops, self.crop_padding), self.mean, self.std)
+        return normalise(CropAndMirror(self.crop_padding, self.mirror).apply(images, *crops), self.mean, self.std)
 
     def crop_and_mirror(self) -> CropAndMirror:
         """The augmentation of `augmented` for images that are network input already."""
@@ -97,7 +89,7 @@ class ResidentBatches:
         """For each batch, from number `first` on, the indices int64 [<= batch_size] and its `Crops`. Every image
         comes once, in random order; the last batch may be smaller. All is drawn at once, in a few operations."""
         order = torch.randperm(len(self.data), generator=generator, device=generator.device)
-        draws = (order, *self.prep.draw_crops(len(self.data), generator))
+        draws = (order, *self.prep.crop_and_mirror().draw(len(self.data), generator))
         yield from zip(*(draw.split(batch_size)[first:] for draw in draws), strict=True)
 
     def network_input(self, index: Tensor, *crops: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +105,7 @@ class StreamedBatches:
 
     def __init__(self, data: LabelledImages, prep: Preprocessing):
         self.data, self.prep = data, prep
-        self.draws = Repeatable()
+        self.draws: list[tuple[Tensor, Tensor]] = []  # of an epoch: other ones each time, while the workers stay
         self.loader = data.images.loader(self.draws, persistent=True)
 
     def epoch(self, batch_size: int, generator: torch.Generator, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
@@ -124,26 +116,13 @@ class StreamedBatches:
         order = torch.randperm(n, generator=generator, device=generator.device)
         seeds = torch.randint(2**62, (n,), generator=generator, device=generator.device)
         mine = [[part[own_rows()] for part in draw.cpu().split(batch_size)] for draw in (order, seeds)]
-        self.draws.items = list(zip(*mine, strict=True))[first:]
+        self.draws[:] = list(zip(*mine, strict=True))[first:]
         for images, index in zip(decoded(self.loader), order.split(batch_size)[first:], strict=True):
             yield images.to(labels.device, non_blocking=True), labels[index]
 
     def network_input(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(network input float32 [b, 3, h, w] of this process's share, labels int64 [b]) of a batch of `epoch`."""
         return self.prep.plain(images), labels
-
-
-class Repeatable:
-    """What a loader goes through: other items each time, while its workers stay."""
-
-    def __init__(self) -> None:
-        self.items: list = []
-
-    def __iter__(self) -> Iterator:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
 
 
 TrainingBatches = ResidentBatches | StreamedBatches

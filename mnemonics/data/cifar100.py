@@ -9,7 +9,6 @@ import os
 import re
 import tarfile
 import tempfile
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,16 +66,16 @@ def cifar100(names: list[str], train: Split, test: Split, notices: list[str]) ->
 
 def read_any(root: Path) -> ImageSource:
     """Find out in which form the data is there and read it. Raises DataError or OSError."""
-    if (root / FOLDER).is_dir():
-        return read_python_folder(root / FOLDER, str(root / FOLDER))
-    if any((root / name).is_file() for name in OFFICIAL_MD5):
-        return read_python_folder(root, str(root))
+    for folder in (root / FOLDER, root):
+        files = {name: (folder / name).read_bytes() for name in OFFICIAL_MD5 if (folder / name).is_file()}
+        if files:
+            return read_python_version(files, str(folder))
     archive = root if root.is_file() else root / ARCHIVE
     if not archive.is_file():
         if (root / "train").is_dir() or (root / "test").is_dir():
             return read_image_folders(root)
         download(root)
-    return read_archive(archive)
+    return read_python_version(read_archive(archive), f"{archive}: {FOLDER}")
 
 
 def download(root: Path) -> None:
@@ -93,54 +92,44 @@ def download(root: Path) -> None:
         os.replace(Path(scratch, ARCHIVE), root / ARCHIVE)
 
 
-def read_archive(archive: Path) -> ImageSource:
-    """Unpack `archive` and read it; leave the unpacked folder next to the official archive, where that is possible.
-
-    The folder gets its name only after everything in it was read: a damaged archive leaves nothing behind that would
-    hide a better one put in its place.
-    """
-    keep = archive.name == ARCHIVE and os.access(archive.parent, os.W_OK)
-    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=archive.parent if keep else None) as scratch:
-        try:
-            with tarfile.open(archive) as tar:
-                tar.extractall(scratch, filter="data")
-                while tar.fileobj.read(2**20):  # gzip's checksum is at the very end, where tar never looks
-                    pass
-        except Exception as error:  # tarfile and the decompressors promise no closed list of errors
-            raise DataError(f"{archive} cannot be unpacked as a tar archive ({error!r})") from error
-        folder = Path(scratch, FOLDER)
-        if not folder.is_dir():
-            raise DataError(f"{archive} holds no folder {FOLDER}")
-        data = read_python_folder(folder, f"{archive}: {FOLDER}")
-        if keep:
-            with suppress(OSError):  # another run was faster: its folder holds the same
-                os.rename(folder, archive.parent / FOLDER)
-    return data
+def read_archive(archive: Path) -> dict[str, bytes]:
+    """The files of the "python version", out of an archive that stays as it is: nothing in it can say where to write.
+    Raises DataError."""
+    files = {}
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                folder, _, name = member.name.removeprefix("./").partition("/")
+                if folder == FOLDER and name in OFFICIAL_MD5 and member.isreg():
+                    files[name] = tar.extractfile(member).read()
+            while tar.fileobj.read(2**20):  # gzip's checksum is at the very end, where tar never looks
+                pass
+    except Exception as error:  # tarfile and the decompressors promise no closed list of errors
+        raise DataError(f"{archive} cannot be read as a tar archive ({error!r})") from error
+    return files
 
 
-def read_python_folder(folder: Path, shown: str) -> ImageSource:
-    """Read the files train, test and meta of the "python version"; `shown` names the folder in messages."""
+def read_python_version(files: dict[str, bytes], shown: str) -> ImageSource:
+    """Read the files train, test and meta; `shown` names their folder in messages. Raises DataError."""
     for name in OFFICIAL_MD5:
-        if not (folder / name).is_file():
+        if name not in files:
             raise DataError(f"{shown} has no file {name}")
-    meta = read_pickle(folder / "meta", f"{shown}/meta")
-    names = meta.get("fine_label_names")
+    names = read_pickle(files["meta"], f"{shown}/meta").get("fine_label_names")
     if (
         not isinstance(names, list)
         or not all(isinstance(name, str) and len(name) <= LONGEST_NAME for name in names)
         or not len(names) == len(set(names)) == NUM_CLASSES
     ):
         raise DataError(f"{shown}/meta: fine_label_names is not a list of {NUM_CLASSES} different names")
-    train, test = (read_python_split(folder / name, f"{shown}/{name}") for name in ("train", "test"))
-    sums = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in OFFICIAL_MD5}
-    differ = ", ".join(name for name in OFFICIAL_MD5 if sums[name] != OFFICIAL_MD5[name])
+    train, test = (read_python_split(files[name], f"{shown}/{name}") for name in ("train", "test"))
+    differ = ", ".join(name for name, md5 in OFFICIAL_MD5.items() if hashlib.md5(files[name]).hexdigest() != md5)
     notice = f"CIFAR-100 in {shown}: MD5 sums differ from the official ones ({differ}); used all the same"
     return cifar100(names, train, test, [notice] if differ else [])
 
 
-def read_python_split(path: Path, shown: str) -> Split:
-    """Read and check one of the files train and test. Raises DataError and OSError."""
-    content = read_pickle(path, shown)
+def read_python_split(file: bytes, shown: str) -> Split:
+    """Read and check one of the files train and test. Raises DataError."""
+    content = read_pickle(file, shown)
     data, labels = content.get("data"), content.get("fine_labels")
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3 * SIZE * SIZE,):
         found = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else "not an array"
@@ -158,10 +147,10 @@ def read_python_split(path: Path, shown: str) -> Split:
     return torch.from_numpy(images), torch.tensor(labels, dtype=torch.int64)
 
 
-def read_pickle(path: Path, shown: str) -> dict[Any, Any]:
-    """Unpickle a dictionary from a file that nobody vouches for. Raises DataError and OSError."""
+def read_pickle(file: bytes, shown: str) -> dict[Any, Any]:
+    """Unpickle a dictionary from a file that nobody vouches for. Raises DataError."""
     try:
-        content = Reader(path.read_bytes()).load()
+        content = Reader(file).load()
     except PickleError as error:
         raise DataError(f"{shown} is damaged or not a file of CIFAR-100 ({error})") from error
     if type(content) is not dict:

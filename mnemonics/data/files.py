@@ -11,9 +11,8 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import torch
@@ -177,31 +176,19 @@ def outlive_signals(worker: int) -> None:
 def decoded(batches: DataLoader) -> Iterator[Tensor]:
     """The batches of a loader. Raises UsageError where one holds an image that cannot be read, and where a worker
     process is lost: that happens again to whoever starts the same command again."""
+    heed = signal.getsignal(signal.SIGCHLD)
     try:
         iterator = iter(batches)
-        if batches.num_workers and threading.current_thread() is threading.main_thread():
-            report_lost_workers(batches.num_workers)
+        if threading.current_thread() is threading.main_thread():
+            # PyTorch has set a handler that raises wherever the main process is, when a worker dies. Here, where it
+            # waits for a batch, it notices all the same, after five seconds at most.
+            signal.signal(signal.SIGCHLD, heed or signal.SIG_DFL)
         for batch in iterator:
             if isinstance(batch, str):
                 raise UsageError(f"--data_dir: {batch}")
             yield batch
     except (RuntimeError, OSError) as error:
         raise lost_worker(error, batches.num_workers) from None
-
-
-@cache  # PyTorch installs its handler once, for all loaders of a process
-def report_lost_workers(workers: int) -> None:
-    """PyTorch learns of a worker's death by a signal and raises RuntimeError wherever the main process is at that
-    moment, in the midst of a training step too. From now on it is a UsageError."""
-    pytorchs = signal.getsignal(signal.SIGCHLD)
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        try:
-            pytorchs(number, frame)
-        except RuntimeError as error:
-            raise lost_worker(error, workers) from None
-
-    signal.signal(signal.SIGCHLD, handler)
 
 
 def lost_worker(error: Exception, workers: int) -> Exception:

@@ -33,7 +33,6 @@ class Split(NamedTuple):
     class_ids: Tensor  # int64 [n]
     inodes: np.ndarray  # uint64 [n]: equal for links to the same file, and for some others
     ignored: int  # files that are no images by their names, or in no class folder
-    loops: list[str]  # links to a folder that they are in themselves
 
 
 def load_folders(config: ExperimentConfig) -> ImageSource:
@@ -56,7 +55,10 @@ def load_folders(config: ExperimentConfig) -> ImageSource:
                 f"--dataset {config.dataset}: {root} holds {len(train.class_names)} classes, not {classes}; "
                 "--dataset folder takes any number"
             )
-        size = config.image_size or (LARGEST_SIZE if classes else size_of_first(root, train))
+        size = config.image_size or LARGEST_SIZE
+        if config.image_size is None and not classes:
+            with opened(root / os.fsdecode(train.names[0])) as image:
+                size = min(*image.size, LARGEST_SIZE)
     cores = min(max((os.cpu_count() or 1) // local_world(), 1), 16)  # for each process on this machine
     workers = cores if config.num_workers is None else config.num_workers
     none = torch.empty(0, 3, size, size, dtype=torch.uint8)
@@ -74,11 +76,6 @@ def load_folders(config: ExperimentConfig) -> ImageSource:
         test_images=images[1],
         test_class_ids=test.class_ids,
     )
-
-
-def size_of_first(root: Path, split: Split) -> int:
-    with opened(root / os.fsdecode(split.names[0])) as image:
-        return min(*image.size, LARGEST_SIZE)
 
 
 def list_splits(root: Path, tests: Sequence[str] = ("val", "test"), key: Callable | None = None) -> tuple[Split, Split]:
@@ -101,19 +98,17 @@ def list_split(root: Path, split: str, key: Callable | None) -> Split:
     for entry in entries:
         entry.stat()  # raises OSError for a link to nowhere: it may have been a class
     classes = sorted(entry.name for entry in entries if entry.is_dir())
-    ignored, names, inodes, class_ids, loops = len(entries) - len(classes), [], [], [], []
+    ignored, names, inodes, class_ids = len(entries) - len(classes), [], [], []
     for class_id, name in enumerate(classes):
-        images, others, circles = walk(root / split / name)
+        images, others = walk(root / split / name)
         if not images:
             raise DataError(f"{root / split / name} holds no images; fill it, or remove the class")
         for path, inode in sorted(images, key=key):
             names.append(os.fsencode(os.path.relpath(path, root)))
             inodes.append(inode)
         class_ids += [class_id] * len(images)
-        loops += circles
         ignored += others
-    inodes = np.array(inodes, np.uint64)
-    return Split(classes, np.array(names), torch.tensor(class_ids), inodes, ignored, sorted(loops))
+    return Split(classes, np.array(names), torch.tensor(class_ids), np.array(inodes, np.uint64), ignored)
 
 
 def visible(folder: str | Path) -> list[os.DirEntry]:
@@ -122,27 +117,25 @@ def visible(folder: str | Path) -> list[os.DirEntry]:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
 
-def walk(folder: Path) -> tuple[list[tuple[str, int]], int, list[str]]:
-    """All images in `folder` and its subfolders, as (path, inode), the number of other files, and links to a folder
-    that they are in. Links are followed. Asks the system about no single file but links: on a network that would take
-    minutes for a million of them. Raises OSError."""
-    images, ignored, loops = [], 0, []
+def walk(folder: Path) -> tuple[list[tuple[str, int]], int]:
+    """All images in `folder` and its subfolders, as (path, inode), and the number of other files. Links are followed.
+    Asks the system about no single file but links: on a network that would take minutes for a million of them. Raises
+    DataError for a link to a folder that it is in, and OSError."""
+    images, ignored = [], 0
     waiting: list[tuple[str, tuple]] = [(str(folder), ())]  # a folder, and those that it is in
     while waiting:
         directory, above = waiting.pop()
-        status = os.stat(directory)
-        identity = status.st_dev, status.st_ino
-        if identity in above:
-            loops.append(directory)
-            continue
+        this = identity(directory)
+        if this in above:
+            raise DataError(f"{directory} leads to a folder that it is in; remove this link")
         for entry in visible(directory):
             if entry.is_dir():
-                waiting.append((entry.path, (*above, identity)))
+                waiting.append((entry.path, (*above, this)))
             elif entry.name.lower().endswith(ENDINGS):
                 images.append((entry.path, inode_of(entry)))
             else:
                 ignored += 1
-    return images, ignored, loops
+    return images, ignored
 
 
 def inode_of(entry: os.DirEntry) -> int:
@@ -155,33 +148,24 @@ def inode_of(entry: os.DirEntry) -> int:
 
 
 def notices_of(root: Path, train: Split, test: Split) -> list[str]:
-    """What is odd about the files, but no mistake for certain. Raises OSError."""
-    ignored, loops = train.ignored + test.ignored, train.loops + test.loops
-    notices = [f"{ignored} files in {root} are no images by their names, or in no class: ignored"] if ignored else []
-    if loops:
-        notices.append(
-            f"{len(loops)} links in {root} lead to a folder that they are in, {loops[0]} for example: ignored"
-        )
-    return notices + notice_of_links(root, train, test)
+    """What is odd about the files, but no mistake for certain: files that are no images, and files that are in training
+    and in test, as hard or symbolic links. Contents are not compared. Raises OSError."""
+    ignored, notices = train.ignored + test.ignored, []
+    if ignored:
+        notices.append(f"{ignored} files in {root} are no images by their names, or in no class: ignored")
+    both = np.intersect1d(train.inodes, test.inodes)
+    found: list[dict[tuple[int, int], str]] = []
+    for split in (train, test):
+        names = list(map(os.fsdecode, split.names[np.isin(split.inodes, both)]))
+        found.append({identity(root / name): name for name in names})  # on other or network disks, still different
+    shared = sorted(found[0].keys() & found[1].keys())
+    if shared:
+        example = " and ".join(names[shared[0]] for names in found)
+        notices.append(f"{len(shared)} files in {root} are in training and in test, as links: {example} for example")
+    return notices
 
 
-def notice_of_links(root: Path, train: Split, test: Split) -> list[str]:
-    """A notice of files that are in the data set more than once, as hard or symbolic links: in training and test, they
-    would be tested on what they were trained on. Contents are not compared. Raises OSError."""
-    names = np.concatenate([train.names, test.names])
-    class_ids = torch.cat([train.class_ids, test.class_ids]).tolist()
-    _, inverse, counts = np.unique(np.concatenate([train.inodes, test.inodes]), return_inverse=True, return_counts=True)
-    same: dict[tuple[int, int], list[int]] = {}
-    for row in np.flatnonzero(counts[inverse] > 1).tolist():  # on other disks, or some network disks, still different
-        status = os.stat(root / os.fsdecode(names[row]))
-        same.setdefault((status.st_dev, status.st_ino), []).append(row)
-    groups = [rows for rows in same.values() if len(rows) > 1]
-    if not groups:
-        return []
-    across = [rows for rows in groups if rows[0] < len(train.names) <= rows[-1]]
-    mixed = [rows for rows in groups if len({class_ids[row] for row in rows}) > 1]
-    first, *_, last = (across or mixed or groups)[0]
-    return [
-        f"{len(groups)} files in {root} are there more than once, as links: {len(across)} in training and test, "
-        f"{len(mixed)} in several classes; {os.fsdecode(names[first])} and {os.fsdecode(names[last])} for example"
-    ]
+def identity(path: str | Path) -> tuple[int, int]:
+    """What tells the file or folder, or the one that a link leads to, from all others. Raises OSError."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino

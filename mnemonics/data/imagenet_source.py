@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from mnemonics.data.folders import ENDINGS
 from mnemonics.engine.errors import UsageError
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -84,8 +85,6 @@ def folder_images(folder: Path) -> list[ImageFile]:
 
 def is_image(name: str) -> bool:
     """Whether main.py would take it for an image. Hidden ones, such as ._x.JPEG, are left behind by systems."""
-    from mnemonics.data.folders import ENDINGS  # here: it imports torch, which the worker processes do not need
-
     return name.lower().endswith(ENDINGS) and not name.startswith(".")
 
 

@@ -1,20 +1,15 @@
 """Makes train/<wnid>/ and val/<wnid>/ of links, copies or resized images; the same command continues a killed one."""
 
 import argparse
-import contextlib
 import hashlib
 import io
-import multiprocessing
 import os
 import re
-import signal
 import sys
-import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -24,13 +19,12 @@ from tqdm import tqdm
 
 from mnemonics.data.imagenet_source import ARCHIVES, DEVKIT, ImageFile, Source, find_source
 from mnemonics.data.images import FORMATS, rgb
-from mnemonics.engine.errors import RunError, UsageError, printable
+from mnemonics.engine.errors import UsageError, printable
 
 KNOWN = {  # SHA-256 of wnids.txt
     "dbf96adcdd5a29fca14c65283bb178686b464d20ddfee751b8a96b7937cbd00c": "the ImageNet-Subset of the paper",
     "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d15": "all 1000 classes of ILSVRC2012",
 }
-CHUNK = 4  # images that a process takes at a time: few, so that all of them end a class at about the same time
 
 
 def build_parser(about: str, dst: str) -> argparse.ArgumentParser:
@@ -47,7 +41,7 @@ def build_parser(about: str, dst: str) -> argparse.ArgumentParser:
     kind.add_argument("--link", choices=("symlink", "copy"), default="symlink", help=what)
     add("--quality", type=whole_number(1, 100), default=95, metavar="Q", help="of resized files (%(default)s)")
     add("--devkit", type=Path, help=f"{DEVKIT}, to sort an unsorted val (default: the one in SRC)")
-    add("--jobs", type=whole_number(1, 4096), default=os.cpu_count(), metavar="N", help="processes (%(default)s)")
+    add("--jobs", type=whole_number(1, 4096), default=os.cpu_count(), metavar="N", help="threads (%(default)s)")
     return parser
 
 
@@ -72,7 +66,7 @@ def width_and_height(text: str) -> tuple[int, ...]:
 def prepare(options: argparse.Namespace, num_classes: int | None = None, seed: int = 0) -> int:
     """Make `options.dst` of `num_classes` classes drawn by `seed`, or of all, and print what was done.
 
-    Returns the exit status: 1 where some files could not be used, else 0. Raises UsageError, RunError and OSError.
+    Returns the exit status: 1 where some files could not be used, else 0. Raises UsageError and OSError.
     """
     source = find_source(options.src, options.devkit)
     wnids = chosen_classes(source, options.src, num_classes, seed)
@@ -80,11 +74,12 @@ def prepare(options: argparse.Namespace, num_classes: int | None = None, seed: i
     known = KNOWN.get(digest, "not the classes of the paper")
     print(f"{len(wnids)} of {len(source.train)} classes, SHA-256 of wnids.txt {digest}: {known}", flush=True)
     counts, problems = Counter(), list(source.strays)
-    with workers(options.jobs) as map_on_all:
+    warnings.simplefilter("ignore")  # such as those about damaged EXIF data, which nobody reads
+    with ThreadPoolExecutor(options.jobs) as pool:  # other threads run while Pillow decodes and resizes
         for split, wnid in tqdm([(split, wnid) for split in ARCHIVES for wnid in wnids], unit="class", disable=None):
             folder, images = options.dst / split / wnid, getattr(source, split)[wnid]()
             folder.mkdir(parents=True, exist_ok=True)
-            reasons = list(map_on_all(partial(make_image, options, folder), images))
+            reasons = list(pool.map(partial(make_image, options, folder), images))
             bad = [f"/{image.name}: {reason}" for image, reason in zip(images, reasons, strict=True) if reason]
             problems += [f"{split}/{wnid}{line}" for line in (bad if images else [": holds no images"])]
             counts[split] += len(images) - len(bad)
@@ -137,39 +132,6 @@ def begin(options: argparse.Namespace, wnids: list[str]) -> str:
     return digest
 
 
-@contextlib.contextmanager
-def workers(jobs: int) -> Iterator[Callable]:
-    """A `map` that runs on `jobs` processes. Raises RunError where one of them is killed."""
-    if jobs == 1:
-        yield map
-        return
-
-    def map_on_all(function: Callable, items: list) -> Iterator:
-        heed = signal.signal(signal.SIGINT, signal.SIG_IGN)  # new processes inherit it: Ctrl-C is for this one alone
-        try:
-            return pool.map(function, items, chunksize=CHUNK)
-        finally:
-            signal.signal(signal.SIGINT, heed)
-
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of tqdm's thread
-    try:
-        with ProcessPoolExecutor(jobs, context, initializer=follow_parent) as pool:
-            yield map_on_all
-    except BrokenProcessPool as error:
-        message = f"--jobs {jobs}: a process was killed, maybe for memory; with fewer, the same command continues"
-        raise RunError(message) from error
-
-
-def follow_parent() -> None:
-    """End this process when its parent is gone: a killed one cannot tell."""
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def make_image(options: argparse.Namespace, folder: Path, image: ImageFile) -> str | None:
     """Make an image unless it is there. Returns why it cannot be used, or None. Raises OSError of `folder`.
 
@@ -204,9 +166,7 @@ def make_image(options: argparse.Namespace, folder: Path, image: ImageFile) -> s
 def resized(content: bytes, size: tuple[int, ...], quality: int) -> bytes:
     """The JPEG file of an image file: RGB, bilinear with antialiasing, which is what torchvision's Resize does to test
     images, and the authors did to all. Raises any kind of error for a damaged one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # such as those about damaged EXIF data, which nobody reads
-        image = rgb(Image.open(io.BytesIO(content), formats=FORMATS))
+    image = rgb(Image.open(io.BytesIO(content), formats=FORMATS))
     if len(size) == 1:
         size = tuple(int(size[0] * side / min(image.size)) for side in image.size)  # rounded as torchvision does
     image = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mnemonics.config.fields import ExperimentConfig
+from mnemonics.data import cifar100
 from mnemonics.data.cifar100 import load_cifar100
 from mnemonics.data.digits import load_digits
-from mnemonics.data.folders import load_folders
+from mnemonics.data.folders import IMAGENET_FOLDERS, load_folders
 from mnemonics.data.image_source import ImageSource
 from mnemonics.engine.errors import UsageError, printable
 
@@ -17,6 +18,8 @@ SOURCES: dict[str, Callable[[ExperimentConfig], ImageSource]] = {
     "imagenet": load_folders,
     "folder": load_folders,
 }
+NUM_CLASSES = {"digits": 10, "cifar100": cifar100.NUM_CLASSES}  # where they are known before any file is read
+NUM_CLASSES |= {name: classes for name, (_, classes) in IMAGENET_FOLDERS.items()}
 
 
 def load_source(config: ExperimentConfig) -> ImageSource:

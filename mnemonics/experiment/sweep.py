@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -96,8 +97,7 @@ class Sweep:
 
     def say(self, run: Run, text: str) -> None:
         """Print a line on a run, at once, so that lines of several threads do not mix."""
-        seconds = int(time.monotonic() - self.began)
-        clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        clock = timedelta(seconds=int(time.monotonic() - self.began))
         number = f"[{self.runs.index(run) + 1:2}/{len(self.runs)}]"
         print(f"{number} {clock} {run.folder.name}: {text}\n", end="", flush=True)
 

@@ -61,40 +61,38 @@ def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
     return F.conv2d(x, weight, bias, conv.stride, conv.padding)
 
 
-def cosine(features: Tensor, weight: Tensor) -> Tensor:
-    """Cosine similarity of features [n, d] to class weights [c, d]: float32 [n, c], under autocast too, where bf16
-    would leave it three digits."""
-    with torch.autocast(features.device.type, enabled=False):
-        return F.linear(F.normalize(features, dim=1), F.normalize(weight, dim=1))
-
-
 def random_class_weights(num_classes: int, num_features: int) -> nn.Parameter:
     """Class weights [num_classes, num_features], uniform in +-1/sqrt(num_features)."""
     bound = 1 / math.sqrt(num_features)
     return nn.Parameter(torch.empty(num_classes, num_features).uniform_(-bound, bound))
 
 
-class CosineLinear(nn.Module):
-    """Cosine classifier of phase 0: logits = sigma * <x/|x|, w/|w|> with one learnable sigma that starts at 1.
+class CosineClassifier(nn.Module):
+    """logits = sigma * <x/|x|, w/|w|> with one learnable sigma that starts at 1.
 
-    Maps features [n, num_features] to logits [n, num_classes].
+    Maps features [n, num_features] to logits [n, num_classes]; `weight` is [num_classes, num_features].
     """
+
+    def cosines(self, features: Tensor) -> Tensor:
+        """The logits without sigma, in [-1, 1]: float32, under autocast too, where bf16 would leave three digits."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.sigma * self.cosines(features)
+
+
+class CosineLinear(CosineClassifier):
+    """The classifier of phase 0."""
 
     def __init__(self, num_features: int, num_classes: int):
         super().__init__()
         self.weight = random_class_weights(num_classes, num_features)
         self.sigma = nn.Parameter(torch.ones(1))
 
-    def cosines(self, features: Tensor) -> Tensor:
-        """The logits without sigma, in [-1, 1]."""
-        return cosine(features, self.weight)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.sigma * self.cosines(features)
-
-
-class SplitCosineLinear(nn.Module):
-    """Cosine classifier of later phases: old and new class weights are separate parameters under one sigma, so that a
+class SplitCosineLinear(CosineClassifier):
+    """The classifier of later phases: old and new class weights are separate parameters under one sigma, so that a
     baseline may treat them apart (freeze the old ones, say). Old classes come first in the logits [n, old + new].
     """
 
@@ -108,13 +106,6 @@ class SplitCosineLinear(nn.Module):
     def weight(self) -> Tensor:
         """All class weights [old + new, num_features]."""
         return torch.cat([self.old_weight, self.new_weight])
-
-    def cosines(self, features: Tensor) -> Tensor:
-        """The logits without sigma, in [-1, 1]."""
-        return cosine(features, self.weight)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.sigma * self.cosines(features)
 
 
 class BiasCorrected(nn.Module):

@@ -50,33 +50,35 @@ def basic_blocks(stages: Sequence[int], blocks_per_stage: int) -> nn.Sequential:
     return nn.Sequential(*blocks)
 
 
-def init_convolutions(network: nn.Module) -> None:
-    """Random weights for all convolutions (He et al. 2015)."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
 class CifarResNet(nn.Module):
     """Three stages of basic blocks with 16, 32 and 64 channels, then global average pooling and a cosine classifier.
 
     Maps normalised images, float [n, 3, h, w], to logits [n, classes]; `features` gives [n, 64].
     """
 
-    num_features = CHANNELS[-1]
+    channels: Sequence[int] = CHANNELS
 
     def __init__(self, blocks_per_stage: int, num_classes: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, CHANNELS[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(CHANNELS[0])
-        self.blocks = basic_blocks(CHANNELS, blocks_per_stage)
-        self.classifier: Classifier = CosineLinear(self.num_features, num_classes)
-        init_convolutions(self)
+        self.conv1 = self.first_convolution()
+        self.bn1 = nn.BatchNorm2d(self.channels[0])
+        self.blocks = basic_blocks(self.channels, blocks_per_stage)
+        self.classifier: Classifier = CosineLinear(self.channels[-1], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # He et al. 2015
+
+    def first_convolution(self) -> nn.Conv2d:
+        return nn.Conv2d(3, self.channels[0], 3, padding=1, bias=False)
+
+    def stem(self, x: Tensor) -> Tensor:
+        """What comes before the blocks: [n, 3, h, w] -> [n, 16, h, w]."""
+        return F.relu(conv_bn(x, self.conv1, self.bn1), inplace=True)
 
     def features(self, x: Tensor) -> Tensor:
-        """Features [n, 64] before the classifier, not normalised."""
-        x = self.blocks(F.relu(conv_bn(x, self.conv1, self.bn1), inplace=True))  # (n, 64, h / 4, w / 4)
-        return F.adaptive_avg_pool2d(x, 1).flatten(1).to(self.bn1.weight.dtype)  # (n, 64), float32 under autocast too
+        """Features [n, d] before the classifier, not normalised."""
+        x = self.blocks(self.stem(x))  # (n, d, h', w'), smaller than the stem's by a factor of two for each later stage
+        return F.adaptive_avg_pool2d(x, 1).flatten(1).to(self.bn1.weight.dtype)  # (n, d), float32 under autocast too
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))

@@ -1,11 +1,9 @@
 """Speed and memory, each as a ratio to a plain pipeline (plain.py) measured by turns in the same run.
 
     python scripts/benchmark/benchmark.py train       images/s of phase 0 and of an incremental step of each baseline
-    python scripts/benchmark/benchmark.py augment     crop, mirror and normalise
     python scripts/benchmark/benchmark.py select      features and herding of the exemplars of phase 0
     python scripts/benchmark/benchmark.py evaluate    features, CNN and NME accuracy of the test set
     python scripts/benchmark/benchmark.py protocol    a whole run of N = 5 phases (--epochs of each)
-    python scripts/benchmark/benchmark.py jobs        training of several runs at once on one device
     python scripts/benchmark/benchmark.py unroll      the exemplar gradient, against the plain unroll
     python scripts/benchmark/benchmark.py all         all of them, one after the other
 
@@ -13,8 +11,6 @@ Ratios are medians over the turns, with the smallest and the largest. --out writ
 """
 
 import argparse
-import copy
-import multiprocessing
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,13 +20,13 @@ from pathlib import Path
 import torch
 from ours import Ours, begun
 from plain import Plain
-from timing import Times, by_turns, compared, floor
+from timing import Times, by_turns, compared
 from unroll import unroll
 
 from mnemonics.baselines import BASELINES
 from mnemonics.data.batches import LabelledImages
 from mnemonics.data.scenario import Scenario
-from mnemonics.engine.device import environment, peak_memory_bytes
+from mnemonics.engine.device import environment
 from mnemonics.engine.errors import command
 from mnemonics.engine.files import write_json
 
@@ -49,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--repeats", type=int, default=3, help="timed turns, after one to warm up (%(default)s)")
     add("--baselines", nargs="+", default=list(BASELINES), help="those of train (%(default)s)")
     add("--epochs", type=int, default=2, help="epochs of each phase in protocol (%(default)s)")
-    add("--jobs", type=int, nargs="+", default=[1, 2, 4, 8], help="runs at once in jobs (%(default)s)")
     add("--batch", type=int, default=100, help="exemplars and validation images in unroll (%(default)s)")
     add("--steps", type=int, nargs="+", default=[4, 16, 64], help="values of K in unroll (%(default)s)")
     add("--max_plain_gib", type=float, default=16.0, help="skip plain in unroll above this (%(default)s)")
@@ -86,23 +81,14 @@ def images_of(scenario: Scenario, last_phase: int, count: int) -> LabelledImages
 
 def train(args: argparse.Namespace) -> dict:
     """Training of phase 0, then of phase 1 with the loss of each baseline, teacher included."""
-    results = []
+    results = {}
     for phase, name in [(0, "lucir"), *((1, name) for name in args.baselines)]:
         scenario, sides = prepared(args, phase, "--baseline", name)
         data = images_of(scenario, phase, args.images)
-        if phase == 0:
-            batch = scenario.prep.plain(data.images[: scenario.config.train_batch_size])
-            results.append(floor(copy.deepcopy(sides["plain"].model).train(), batch))
-        what = f"train, phase {phase}" + (f", {name}" if phase else "")
-        results.append(compared(what, timed(sides, "train_epoch", data, repeats=args.repeats), len(data)))
-    return {"results": results}
-
-
-def augment(args: argparse.Namespace) -> dict:
-    """Augmentation alone; the plain one in this process, without workers."""
-    scenario, sides = prepared(args, 0)
-    data = images_of(scenario, 5, args.images)
-    return compared("augment", timed(sides, "augment", data, repeats=args.repeats), len(data))
+        part = f"phase {phase}" + (f", {name}" if phase else "")
+        times = timed(sides, "train_epoch", data, repeats=args.repeats)
+        results[part] = compared(f"train, {part}", times, len(data))
+    return results
 
 
 def select(args: argparse.Namespace) -> dict:
@@ -128,38 +114,15 @@ def protocol(args: argparse.Namespace) -> dict:
     """A whole run, LwF's loss with herding exemplars, by main.py's `run` and by the plain pipeline: once each."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--method baseline --baseline icarl --epochs {args.epochs} --out {folder}"
-        scenario, sides = prepared(args, 0, *flags.split())
+        _, sides = prepared(args, 0, *flags.split())
         times = timed(sides, "protocol")
-    peak = peak_memory_bytes(scenario.device)
     result = compared(f"protocol, {args.epochs} epochs a phase", times, 3600, "runs/hour")
     minutes = [f"{name} {seconds / 60:.2f}" for name, (seconds,) in times.items()]
-    print(f"  minutes: {', '.join(minutes)}; peak memory {peak / 1e9:.2f} GB")
-    accuracies = {name: side.accuracies for name, side in sides.items()}
-    return result | {"accuracies": accuracies, "peak_memory_bytes": peak}
+    print(f"  minutes: {', '.join(minutes)}")
+    return result | {"accuracies": {name: side.accuracies for name, side in sides.items()}}
 
 
-def jobs(args: argparse.Namespace) -> dict:
-    """Images/s of phase-0 training of all processes together, for each number of them."""
-    rows = []
-    for count in args.jobs:
-        with multiprocessing.get_context("spawn").Pool(count) as pool:
-            speeds = pool.map(train_for_a_while, [(args, count)] * count, chunksize=1)
-        rows.append({"jobs": count, "images_per_second": speeds})
-        print(f"jobs, {count} at once: {sum(speeds):,.0f} images/s together", flush=True)
-    return {"rows": rows}
-
-
-def train_for_a_while(task: tuple[argparse.Namespace, int]) -> float:
-    """Images/s of this process, with its share of the cores, over the timed turns."""
-    args, count = task
-    torch.set_num_threads(max(1, torch.get_num_threads() // count))
-    scenario, sides = prepared(args, 0)
-    data = images_of(scenario, 0, args.images)
-    times = timed({"ours": sides["ours"]}, "train_epoch", data, repeats=args.repeats)["ours"]
-    return len(data) * len(times) / sum(times)
-
-
-PARTS = {part.__name__: part for part in (train, augment, select, evaluate, protocol, jobs, unroll)}
+PARTS = {part.__name__: part for part in (train, select, evaluate, protocol, unroll)}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What benchmark.py times of this project, piece by piece as in plain.py: the one file that calls these pieces."""
 
 import time
-from collections.abc import Iterator
 
 import torch
 from timing import synchronize
@@ -23,10 +22,8 @@ def begun(flags: list[str], phase: int) -> tuple[Scenario, nn.Module, Baseline]:
     """A run with these flags of main.py where the training of `phase` begins; every phase before it was skipped."""
     scenario = set_up(parse_args(flags)).scenario
     phases, config = scenario.protocol.phases[: phase + 1], scenario.config
-    model, baseline = (
-        make_network(config.network, phases[0].seen, scenario.device),
-        BASELINES[config.baseline](config),
-    )
+    model = make_network(config.network, phases[0].seen, scenario.device)
+    baseline = BASELINES[config.baseline](config)
     for p in phases:
         baseline.begin_phase(model, p, scenario.train_data([p])[:256], scenario.prep)
     return scenario, model, baseline
@@ -41,25 +38,15 @@ class Ours:
         self.herding_seconds: list[float] = []  # of each `select`, without its features
         self.accuracies: list[list[float]] = []  # of `protocol`: CNN and NME, percent, after each phase
 
-    def drawn(self, batches: ResidentBatches) -> Iterator[tuple[torch.Tensor, ...]]:
-        """The batches of an epoch."""
-        draws = torch.Generator(self.scenario.device).manual_seed(0)
-        return batches.epoch(self.config.train_batch_size, draws)
-
     def train_epoch(self, data: LabelledImages) -> None:
         """An epoch of the model level; the same `data` in each call."""
         batches = ResidentBatches(data, self.prep)
         if self.step is None:
             self.model.train()
             _, self.step = sgd_step(self.model, self.baseline, batches, self.config)
-        for batch in self.drawn(batches):
+        draws = torch.Generator(self.scenario.device).manual_seed(0)
+        for batch in batches.epoch(self.config.train_batch_size, draws):
             self.step(*batch)
-
-    def augment(self, data: LabelledImages) -> None:
-        """Crop, mirror and normalise all of `data`."""
-        batches = ResidentBatches(data, self.prep)
-        for batch in self.drawn(batches):
-            batches.network_input(*batch)
 
     def select(self, data: LabelledImages, per_class: int) -> None:
         """Features of all of `data`, then herding."""

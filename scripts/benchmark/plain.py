@@ -33,7 +33,7 @@ class Plain:
         momentum, decay = self.config.custom_momentum, self.config.custom_weight_decay
         return torch.optim.SGD(baseline.parameters(self.model), self.config.base_lr, momentum, weight_decay=decay)
 
-    def loader(self, data: LabelledImages, training: bool = False, workers: int = 2) -> DataLoader:
+    def loader(self, data: LabelledImages, training: bool = False) -> DataLoader:
         """Batches of `data`; for training, shuffled, padded, cropped and mirrored at random."""
         source, size = self.scenario.source, self.config.eval_batch_size
         steps = [transforms.ToTensor(), transforms.Normalize(source.mean, source.std)]
@@ -44,13 +44,12 @@ class Plain:
         transform = transforms.Compose([Image.fromarray, *steps])
 
         def stacked(samples: list[tuple[np.ndarray, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-            return torch.stack([transform(image) for image, _ in samples]), torch.tensor(
-                [label for _, label in samples]
-            )
+            images, labels = zip(*samples, strict=True)
+            return torch.stack([transform(image) for image in images]), torch.tensor(labels)
 
         images = data.images.permute(0, 2, 3, 1).cpu().numpy()  # as torchvision's CIFAR100 holds them
         samples = list(zip(images, data.labels.tolist(), strict=True))
-        return DataLoader(samples, size, shuffle=training, num_workers=workers, collate_fn=stacked)
+        return DataLoader(samples, size, shuffle=training, num_workers=2, collate_fn=stacked)
 
     def train_epoch(self, data: LabelledImages) -> float:
         """An epoch of `data`. Returns the sum of the losses."""
@@ -64,11 +63,6 @@ class Plain:
             self.optimizer.step()
             total += loss.item()
         return total
-
-    def augment(self, data: LabelledImages) -> None:
-        """Crop, mirror and normalise all of `data`, in this process."""
-        for images, _ in self.loader(data, training=True, workers=0):
-            images.to(self.device)
 
     @torch.no_grad()
     def features(self, data: LabelledImages) -> np.ndarray:

@@ -190,9 +190,3 @@ def test_other_commands(name):
     for arguments in known:
         check(arguments)
     fuzz(40)(given(st.lists(word, max_size=6))(check))()
-
-
-@pytest.mark.parametrize("runs_dir", ["\0", "/dev/null/x"])
-def test_run_exp_where_nothing_can_be_written(runs_dir, capsys):
-    assert run_exp.main(["--grid", "--nb_phases 5", "--dataset", "digits", "--runs_dir", runs_dir]) == 2
-    assert "--runs_dir" in capsys.readouterr().err

@@ -5,9 +5,10 @@ import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
 
-from mnemonics.data.augment import Crops, crop_and_mirror, denormalise, draw_crops, normalise
+from mnemonics.data.augment import CropAndMirror, denormalise, normalise
 
 MEAN, STD = torch.tensor([0.5071, 0.4866, 0.4409]), torch.tensor([0.2009, 0.1984, 0.2023])
+PIXELS = CropAndMirror(4, True)
 
 
 def random_images(n, size=32, seed=0):
@@ -24,40 +25,32 @@ def by_torchvision(image, top, left, mirrored, padding):
 
 def test_crop_mirror_normalise_equal_torchvision():
     images = random_images(64)
-    crops = draw_crops(64, 4, True, torch.Generator().manual_seed(1))
-    ours = normalise(crop_and_mirror(images, crops, 4), MEAN, STD)
+    crops = PIXELS.draw(64, torch.Generator().manual_seed(1))
+    ours = normalise(PIXELS.apply(images, *crops), MEAN, STD)
     theirs = torch.stack([by_torchvision(i, *c, 4) for i, *c in zip(images, *crops, strict=True)])
     assert torch.equal(ours, theirs)
     assert ours.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_mirroring_flips_the_width_axis_and_keeps_colours():
-    image = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
-    image[0, 0, 0, 0] = 255  # a red pixel, top left
-    crops = Crops(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), torch.tensor([True]))
-    mirrored = crop_and_mirror(image, crops, 0)
-    assert mirrored[0, 0, 0, 3] == 255
-    assert mirrored.sum() == 255
-
-
 def test_draws_cover_every_offset_and_half_of_the_mirrorings():
-    crops = draw_crops(5000, 4, True, torch.Generator().manual_seed(0))
+    crops = PIXELS.draw(5000, torch.Generator().manual_seed(0))
     assert crops.top.unique().tolist() == crops.left.unique().tolist() == list(range(9))
     assert 0.45 < crops.mirrored.float().mean() < 0.55
-    assert not draw_crops(5000, 4, False, torch.Generator().manual_seed(0)).mirrored.any()
+    assert not CropAndMirror(4, False).draw(5000, torch.Generator().manual_seed(0)).mirrored.any()
 
 
 def test_border_of_normalised_images_can_be_black():
-    images, crops = random_images(8), draw_crops(8, 4, True, torch.Generator().manual_seed(2))
-    first_cut = normalise(crop_and_mirror(images, crops, 4), MEAN, STD)
-    first_normalised = crop_and_mirror(normalise(images, MEAN, STD), crops, 4, fill=-MEAN / STD)
+    images, crops = random_images(8), PIXELS.draw(8, torch.Generator().manual_seed(2))
+    first_cut = normalise(PIXELS.apply(images, *crops), MEAN, STD)
+    first_normalised = CropAndMirror(4, True, -MEAN / STD).apply(normalise(images, MEAN, STD), *crops)
     assert torch.allclose(first_cut, first_normalised, atol=1e-6)
 
 
 def test_gradient_of_the_crop_goes_back_to_the_pixels_it_showed():
     images = torch.rand(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
-    crops = draw_crops(2, 2, True, torch.Generator().manual_seed(3))
-    assert torch.autograd.gradcheck(lambda x: crop_and_mirror(x, crops, 2), images)
+    augment = CropAndMirror(2, True)
+    crops = augment.draw(2, torch.Generator().manual_seed(3))
+    assert torch.autograd.gradcheck(lambda x: augment.apply(x, *crops), images)
 
 
 def test_denormalise_inverts_normalise_for_every_pixel_value():

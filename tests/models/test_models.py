@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mnemonics.models import make_network, restore_network
@@ -12,7 +11,6 @@ from mnemonics.models.layers import (
     BiasCorrected,
     CosineLinear,
     ScaledConv2d,
-    SplitCosineLinear,
     conv_bn,
     grown,
     use_weight_transfer,
@@ -56,12 +54,6 @@ def test_folded_batch_norm_is_batch_norm(stride):
         assert torch.allclose(folded, plain, rtol=1e-9)
 
 
-def test_features_can_be_negative_and_have_64_channels():
-    features = make_network("resnet8", 5, CPU).features(torch.randn(4, 3, 32, 32))
-    assert features.shape == (4, 64)
-    assert (features < 0).any()
-
-
 @pytest.mark.parametrize("name", DEPTHS)
 def test_depth_is_in_the_name(name):
     layers = sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in make_network(name, 5, CPU).modules()) + 1
@@ -70,14 +62,11 @@ def test_depth_is_in_the_name(name):
 
 def test_cosine_logits_by_hand():
     layer = CosineLinear(2, 2)
+    assert layer.sigma.item() == 1
     layer.weight.data = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
     layer.sigma.data.fill_(3.0)
     logits = layer(torch.tensor([[0.0, 5.0]]))
     assert torch.allclose(logits, torch.tensor([[0.0, 3 / 2**0.5]]))
-
-
-def test_sigma_starts_at_one():
-    assert CosineLinear(4, 3).sigma.item() == 1.0
 
 
 def test_growing_keeps_the_logits_of_old_classes_and_sigma():
@@ -92,35 +81,9 @@ def test_growing_keeps_the_logits_of_old_classes_and_sigma():
     assert {name for name, _ in twice.named_parameters()} == {"old_weight", "new_weight", "sigma"}
 
 
-def test_split_classifier_equals_the_joint_one():
-    split, x = SplitCosineLinear(8, 3, 2), torch.randn(5, 8)
-    joint = CosineLinear(8, 5)
-    joint.weight.data = torch.cat([split.old_weight.data, split.new_weight.data])
-    assert torch.equal(split(x), joint(x))
-
-
-@pytest.mark.parametrize("grow", [[], [1], [1, 2]])
-def test_a_network_is_restored_from_its_weights(grow):
-    model = make_network("resnet8", 4, CPU)
-    for classes in grow:
-        model.classifier = grown(model.classifier, classes)
-    model.train()(torch.randn(8, 3, 8, 8))  # gives BatchNorm some statistics
-    weights = copy.deepcopy(model.state_dict())
-    restored = restore_network("resnet8", weights, CPU).eval()
-    x = torch.randn(3, 3, 8, 8)
-    assert torch.equal(restored(x), model.eval()(x))
-    assert restored.conv1.weight.is_contiguous(memory_format=torch.channels_last)
-
-
 def test_last_block_has_no_final_relu_and_all_others_do():
     flags = [block.final_relu for block in make_network("resnet20", 5, CPU).blocks]
     assert flags == [True] * 8 + [False]
-
-
-def test_forward_is_classifier_of_features():
-    model, x = make_network("resnet8", 5, CPU).eval(), torch.randn(2, 3, 16, 16)
-    expected = model.classifier.sigma * F.normalize(model.features(x)) @ F.normalize(model.classifier.weight).T
-    assert torch.allclose(model(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -194,5 +157,6 @@ def test_every_network_is_restored_from_its_weights(scaled, corrected, phases):
         nn.init.uniform_(model.conv1.factor)
     restored = restore_network("resnet8", model.state_dict(), CPU).eval()
     assert torch.equal(restored(x), model(x))
+    assert restored.blocks[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
     trainable = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (model, restored)]
     assert trainable[0] == trainable[1]

@@ -68,7 +68,7 @@ def test_a_failing_run_is_reported_and_the_others_go_on(first_call):
     models = [results["phases"][0]["phase0_model"] for results in found]
     assert len({model["key"] for model in models}) == 1
     assert sorted(model["taken"] for model in models) == [False, True]  # trained once, though side by side
-    assert re.search(r"^\[ 1/3\] \d\d:\d\d:\d\d digits_1phases_icarl_\S+: finished: phase 1 of 1, \d+\.\d+%", out, re.M)
+    assert re.search(r"^\[ 1/3\] \d+:\d\d:\d\d digits_1phases_icarl_\S+: finished: phase 1 of 1, \d+\.\d+%", out, re.M)
     assert re.search(r"^\[ 3/3\] \S+ \S+base_lr1e\+20\S+: failed: .*loss is nan", out, re.M)
     assert re.search(r"^failed: \S+base_lr1e\+20\S+, status 1: see \S+\.log$", out, re.M)
     assert (folder / "summary.csv").exists()
@@ -138,7 +138,8 @@ COMMAND_LINES = [
     ("--grid 'epochs 1'", ["must be a flag"]),
     ("--jobs 0", ["--jobs 0", "greater than 0"]),
     ("--minutes -1", ["--minutes -1", "at least 0"]),
-    ("--runs_dir /dev/null/runs", ["cannot be made"]),
+    ("--runs_dir \0", ["--runs_dir"]),
+    ("--runs_dir /dev/null/runs", ["--runs_dir: /dev/null/runs: Not a directory"]),
 ]
 
 
