@@ -170,7 +170,7 @@ def test_plot_tsne_tells_a_mistake_in_one_line(tmp_path, capsys):
         ([run, "--phases", 0, 7], "--phases 7: "),
         ([run, "--images_per_class", 0], "--images_per_class 0: must be at least 1"),
         ([run, "--out", "tsne.gif"], "--out tsne.gif: must end in .png or .pdf"),
-        ([tmp_path], f"{tmp_path}: holds no phase_<i>.pt"),
+        ([tmp_path], f"{tmp_path}: holds neither phase_<i>.pt nor"),
         ([run, other, "--phases", 0], f"{other}: other classes, or in another order, than"),
         ([empty], f"{empty}/phase_0.pt: holds no exemplars"),
     ):
