@@ -1,4 +1,4 @@
-"""What tests of reports share: scripts as modules, results made by hand, tiny real runs, and readers of tables."""
+"""What tests of reports share: scripts as modules, results made by hand, tiny real runs, readers of tables and PNGs."""
 
 import dataclasses
 import functools
@@ -7,6 +7,9 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from mnemonics import algorithm
 from mnemonics.config.fields import ExperimentConfig
@@ -26,6 +29,7 @@ KINDS = {
 }
 FIRST_CLASSES = {"cifar100": 50, "digits": 5, "imagenet_sub": 50, "imagenet": 500}
 PLAIN = {"exemplars": "herding", "weight_transfer": False, "finetune_epochs": 0}
+BLUE, ORANGE, GREEN, GREY = (0, 114, 178), (213, 94, 0), (0, 158, 115), (154, 161, 169)  # curves, and for comparison
 FOLDER = tempfile.TemporaryDirectory(prefix="runs_of_tests_")  # removed at the end
 
 
@@ -102,3 +106,15 @@ def body(text: str) -> list[list[str]]:
     """The rows below the header of a Markdown table."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def pixels(path: Path) -> np.ndarray:
+    """uint8 [h, w, 3] of a PNG."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def count(picture: np.ndarray, colour, near: int = 0) -> int:
+    """How many pixels have this colour, up to `near` grey levels."""
+    return int((np.abs(picture - np.round(colour)).max(axis=2) <= near).sum())

@@ -15,9 +15,10 @@ from PIL import Image
 from reports import ROOT, make_results, mistake, script, tiny_run, written
 
 from mnemonics.experiment.results import Confusion, read_confusion, write_confusion
-from mnemonics.reporting.page import ReportedRun, confusion_figure, write_report
+from mnemonics.reporting.page import ReportedRun, confusion_figure, measured_curves, write_report
 from mnemonics.reporting.paper import load_paper
 from mnemonics.reporting.read import load_results
+from mnemonics.reporting.text import comparison_table
 
 main = script("report").main
 NASTY = "<script>alert(1)</script> & \"quoted\" 'x' $y_{1}$"
@@ -131,6 +132,20 @@ def test_curves_are_where_the_numbers_say(runs):
         assert np.allclose(scale * measured[:, axis] + offset, points[:, axis], atol=0.01)
 
 
+def test_curves_of_one_run_are_its_classifiers_and_of_several_their_headlines():
+    icarl, lucir = make_results(baseline="icarl"), make_results()
+    one, several = (measured_curves(runs, "accuracy") for runs in ([("a", icarl)], [("a", icarl), ("b", lucir)]))
+    assert {curve.label: curve.dashed for curve in one} == {
+        "NME (headline), average 60.00%": False,
+        "CNN, average 1.00%": True,
+    }
+    assert {curve.label: curve.dashed for curve in several} == {
+        "a: NME, average 60.00%": False,
+        "b: CNN, average 60.00%": False,
+    }
+    assert (one[0].x, one[0].y) == ([50, 60, 70, 80, 90, 100], [60, 59, 58, 57, 56, 55])
+
+
 def test_the_confusion_matrix_is_that_of_the_last_phase(runs):
     confusion, results = read_confusion(runs[1]), load_results(runs[1])
     counts, last = confusion.counts, results["phases"][-1]
@@ -183,7 +198,8 @@ def test_the_command_writes_where_it_is_told_and_tells_a_mistake_in_one_line(tmp
     monkeypatch.chdir(tmp_path)
     runs = [written(tmp_path / name, make_results()) for name in ("a.json", "b.json")]
     assert main([str(run) for run in runs]) == 0
-    assert capsys.readouterr().out.startswith("report.html: ")
+    table = comparison_table([("a", make_results()), ("b", make_results())])
+    assert capsys.readouterr().out.startswith(f"{table}\n\nreport.html: ")
     assert [row[0] for row in Page(tmp_path / "report.html").rows[1:3]] == ["a", "b"]
     out = tmp_path / "missing" / "page.html"
     error = mistake(capsys, main, runs[0], "--out", out)
