@@ -37,9 +37,8 @@ Run = tuple[Target, Scenario]
 Points = tuple[Tensor, Tensor, Tensor]  # features, float [n, d]; labels, int64 [n]; margins, float [n]
 LARGEST = 30  # perplexity, as usual
 EXPLANATION = """
-margin = best minus second-best output of the classifier in units of its scale (of LUCIR's: a difference of cosines),
-mean over images; ci95 = half the width of its 95% confidence interval; ratio of the margins below 1:
-exemplars are nearer to a boundary than other images"""
+margin = best minus second-best output of the classifier in units of its scale, mean over images; ci95 = half the width
+of its 95% confidence interval; ratio of the margins below 1: exemplars are nearer to a boundary than other images"""
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -53,8 +52,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of t-SNE (%(default)s)")
     add("--data_dir", help="folder of the data set (where the run had it)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto: a GPU where there is one (%(default)s)")
-    out = "the figure, PNG or PDF; the numbers go beside it as .json (%(default)s)"
-    add("--out", type=Path, default=Path("tsne.png"), help=out)
+    add("--out", type=Path, default=Path("tsne.png"), help="PNG or PDF; numbers go beside it, as .json (%(default)s)")
     options = parser.parse_args(arguments)
     if not 2 <= options.classes <= len(COLOURS):
         raise UsageError(f"--classes {options.classes}: must be 2 to {len(COLOURS)}, a colour each")
@@ -76,11 +74,9 @@ def opened(options: argparse.Namespace) -> list[Run]:
             raise UsageError(f"--phases {min(missing)}: {target.path} has no phase_{min(missing)}.pt")
         if (target.config.dataset, target.order) != (first.config.dataset, first.order):
             raise UsageError(f"{target.path}: other classes, or in another order, than {first.path}")
-        earliest = scenario.protocol.phases[min(options.phases)]
-        if options.classes > earliest.seen:
-            raise UsageError(
-                f"--classes {options.classes}: after phase {earliest.index} there are only {earliest.seen}"
-            )
+        now = scenario.protocol.phases[min(options.phases)]
+        if options.classes > now.seen:
+            raise UsageError(f"--classes {options.classes}: after phase {now.index} there are only {now.seen}")
     return runs
 
 

@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from mnemonics.engine.files import atomic_write
 from mnemonics.experiment.results import Confusion, read_confusion
 from mnemonics.reporting import figures, text
-from mnemonics.reporting.figures import Curve
 from mnemonics.reporting.paper import differences, load_paper, paper_number, same_protocol
 from mnemonics.reporting.read import exemplar_pictures, load_results, run_names
 from mnemonics.reporting.text import SUMMARY, Results, Rows, percent
@@ -49,7 +48,6 @@ class ReportedRun:
     name: str
     results: Results
     pictures: dict[int, bytes]  # phase -> PNG of exemplars
-    more_pictures: int  # that the run folder holds
     confusion: Confusion | None
 
 
@@ -76,7 +74,7 @@ def loaded(path: Path, name: str, pictures: int) -> ReportedRun:
     """A run folder (or results file) with up to `pictures` of its exemplars, evenly spaced over the phases."""
     found = exemplar_pictures(path)  # none beside a file
     chosen = {phase: found[phase].read_bytes() for phase in figures.evenly(list(found), pictures)}
-    return ReportedRun(name, load_results(path), chosen, len(found) - len(chosen), read_confusion(path))
+    return ReportedRun(name, load_results(path), chosen, read_confusion(path))
 
 
 def page(runs: Sequence[ReportedRun], paper: dict[str, Any]) -> str:
@@ -167,7 +165,7 @@ def illustration(figure: Figure, name: str, caption: str) -> Illustration:
     return Illustration(caption, figures.to_svg(figure, name, caption))
 
 
-def measured_curves(runs: Sequence[tuple[str, Results]], metric: str) -> list[Curve]:
+def measured_curves(runs: Sequence[tuple[str, Results]], metric: str) -> list[figures.Curve]:
     """A metric against the number of classes seen. Several runs: the headline classifier of each. A single run: all its
     classifiers, those that are not the headline one dashed."""
     only, (summary, words, _) = runs[0][1], METRICS[metric]
@@ -177,7 +175,7 @@ def measured_curves(runs: Sequence[tuple[str, Results]], metric: str) -> list[Cu
             (key.upper() + " (headline)" * (key == only["headline"]), only, key) for key in text.classifiers(only)
         ]
     return [
-        Curve(
+        figures.Curve(
             f"{label}, {words.format(percent(results['summary'][summary][key]))}",
             [phase["classes_seen"] for phase in results["phases"]],
             [phase[metric][key] for phase in results["phases"]],
@@ -242,15 +240,11 @@ def time_figure(results: Results, name: str) -> Illustration:
 
 
 def exemplar_figures(run: ReportedRun) -> list[Illustration]:
-    """The pictures of exemplars; a sentence alone where there is none, or where there are more."""
+    """The pictures of exemplars; a sentence alone where there is none."""
     optimised = run.results["config"]["exemplars"] == "mnemonics"
     what = "real images they started from | optimised | amplified difference" if optimised else "real images, as chosen"
     found = []
     for phase, png in run.pictures.items():
         caption = f"New exemplars of phase {phase}: {what}. A row per class."
         found.append(Illustration(caption, IMAGE.format(caption, base64.b64encode(png).decode())))
-    if not found:
-        found.append(Illustration("No pictures of exemplars: there is no exemplars_phase_<i>.png beside the results."))
-    if run.more_pictures:
-        found.append(Illustration(f"{run.more_pictures} more phases: exemplars_phase_<i>.png in the run folder."))
-    return found
+    return found or [Illustration("No pictures of exemplars: there is no exemplars_phase_<i>.png beside the results.")]

@@ -81,11 +81,7 @@ def table(kind: str, lines: Sequence[str], folder: Path) -> str:
 
 def page(text: str, folder: Path) -> str:
     """`text` with its tables written anew from the results in `folder`."""
-
-    def filled(found: re.Match) -> str:
-        return f"{found[1]}\n{found[2]}\n-->\n\n{table(found[1], found[2].splitlines(), folder)}\n"
-
-    return TABLE.sub(filled, text)
+    return TABLE.sub(lambda m: f"{m[1]}\n{m[2]}\n-->\n\n{table(m[1], m[2].splitlines(), folder)}\n", text)
 
 
 @command("results_page.py")

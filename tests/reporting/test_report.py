@@ -177,7 +177,7 @@ def test_an_unfinished_run_is_told_and_text_from_outside_is_text(tmp_path):
 def test_a_thousand_classes_stay_small():
     counts = np.random.default_rng(0).multinomial(50, [0.001] * 1000, size=1000) + 50 * np.eye(1000, dtype=int)
     confusion = Confusion(5, "cnn", [f"n{i:08d}" for i in range(1000)], counts)
-    figure = confusion_figure(ReportedRun("run", make_results(), {}, 0, confusion), "name").html
+    figure = confusion_figure(ReportedRun("run", make_results(), {}, confusion), "name").html
     assert len(figure) < 1_400_000
     assert "n00000007" not in figure
 
