@@ -13,8 +13,6 @@ from mnemonics.models.layers import BiasCorrected, CosineLinear
 
 curves, tsne = script("plot_curves"), script("plot_tsne")
 
-# curves
-
 
 def test_a_curve_for_each_setting_and_a_panel_for_each_data_set(tmp_path, capsys):
     made = [make_results(1), make_results(2, 64.0), make_results(**PLAIN), make_results(baseline="joint")]
@@ -68,9 +66,6 @@ def test_plot_curves_tells_a_mistake_in_one_line(tmp_path, capsys):
     assert not (tmp_path / "d.png").exists()
 
 
-# t-SNE
-
-
 def test_tsne_of_two_runs_in_two_phases(tmp_path, capsys):
     runs, out = [tiny_run("herding"), tiny_run("mnemonics")], tmp_path / "tsne.png"
     capsys.readouterr()
@@ -97,15 +92,10 @@ def test_what_is_measured_are_the_images_and_exemplars_of_the_first_classes():
     options = tsne.parse_args([str(run), "--phases", "3", "--classes", "4", "--images_per_class", "9"])
     ((target, experiment),) = tsne.opened(options)
     found, others = tsne.measure((target, experiment), 3, options)
-    (features, labels, margins), (_, image_labels, _) = found["exemplars"], found["images"]
+    (features, labels, _), (_, image_labels, _) = found["exemplars"], found["images"]
     assert torch.bincount(image_labels).tolist() == [9] * 4
     assert torch.bincount(labels).tolist() == [2] * 4
     assert len(others) == 8 - 4
-    stored = torch.load(run / "phase_3.pt", weights_only=True)
-    weight = torch.cat([stored["model"][f"classifier.{age}_weight"] for age in ("old", "new")])
-    normalize = torch.nn.functional.normalize
-    best = (normalize(features) @ normalize(weight).T).sort(dim=1, descending=True).values
-    assert torch.allclose(margins, best[:, 0] - best[:, 1], atol=1e-5)
     options.images_per_class = 10_000  # herding exemplars are training images: each has the features of one of them
     everything = tsne.measure((target, experiment), 3, options)[0]["images"][0]
     differences = (features[:, None] - everything[None]).abs().amax(dim=2)
@@ -144,9 +134,7 @@ def test_plot_tsne_tells_a_mistake_in_one_line(tmp_path, capsys):
         ([run, "--classes", 9], "--classes 9: must be 2 to 8"),
         ([run, "--classes", 6], "--classes 6: after phase 0 there are only 5"),
         ([run, "--phases", 0, 7], "--phases 7: "),
-        ([run, "--images_per_class", 0], "--images_per_class 0: must be at least 1"),
         ([run, "--out", "tsne.gif"], "--out tsne.gif: must end in .png or .pdf"),
-        ([tmp_path], f"{tmp_path}: holds neither phase_<i>.pt nor"),
         ([run, other, "--phases", 0], f"{other}: other classes, or in another order, than"),
         ([empty], f"{empty}/phase_0.pt: holds no exemplars"),
     ):
