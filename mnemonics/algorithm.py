@@ -32,8 +32,7 @@ from mnemonics.exemplars.selection import random_selection
 from mnemonics.experiment.phase0 import trained_or_taken
 from mnemonics.experiment.run_folder import contents, open_run, reserved, save_partial, save_phase, write_results
 from mnemonics.experiment.state import Experiment, State, announcement, set_up
-from mnemonics.reporting.exemplar_grid import plot_exemplars
-from mnemonics.reporting.figures import plot_accuracy
+from mnemonics.reporting.figures import plot_exemplars
 from mnemonics.reporting.page import write_report
 from mnemonics.training import finetune_on_exemplars, train_phase
 
@@ -197,7 +196,7 @@ def finish_phase(experiment: Experiment, state: State, log: RunLog, start: Label
             if not name.endswith("_before_finetune"):
                 log.scalar(f"{kind}/{name}", percent, result["phase"])
     save_phase(experiment, state)
-    plot_accuracy([(experiment.folder.name, write_results(experiment, state))], experiment.folder / "accuracy.png")
+    write_results(experiment, state)
     log.line(phase_line(result))
 
 
@@ -215,9 +214,7 @@ def phase_line(result: dict) -> str:
 
 
 def finish_run(experiment: Experiment, state: State) -> dict:
-    """What results.json holds after the last phase; written again, if that is not what it holds, with its page and
-    picture."""
+    """What results.json holds after the last phase; written again, if that is not what it holds, with its page."""
     results = write_results(experiment, state)
-    plot_accuracy([(experiment.folder.name, results)], experiment.folder / "accuracy.png")
     write_report([experiment.folder], experiment.folder / "report.html")
     return results

@@ -10,5 +10,4 @@ for exemplars in herding mnemonics; do
         --exemplars "$exemplars" --out "$run"
     runs+=("$run")
 done
-"$PY" scripts/compare_runs.py "${runs[@]}" --out runs/quickstart.png
 "$PY" scripts/report.py "${runs[@]}" --out runs/quickstart.html

@@ -34,7 +34,6 @@ WRITTEN = (
     "phase_*.pt",
     "results.json",
     "exemplars_phase_*.png",
-    "accuracy.png",
     "confusion.json",
     "report.html",
     "log.txt",

@@ -1,4 +1,4 @@
-"""Figures: curves, heat maps and bars, as files, and as SVG inside a page.
+"""Figures: curves, heat maps, bars and grids of exemplars, as files, and as SVG inside a page.
 
 A `plot_` function with `axes` plots on them, one with `path` writes a file. All accuracies are in percent.
 """
@@ -6,7 +6,6 @@ A `plot_` function with `axes` plots on them, one with `path` writes a file. All
 import html
 import io
 import re
-import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,18 +14,21 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
+import torch.nn.functional as F
 from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+from torchvision.utils import make_grid
 
 from mnemonics.engine.files import atomic_write
 from mnemonics.reporting.paper import paper_number, place, same_protocol
-from mnemonics.reporting.text import Results, classifiers, percent
+from mnemonics.reporting.text import Results
 
 DPI = 100
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#882255", "#999933")  # told apart by all
@@ -35,11 +37,12 @@ INK, GREY, LINE = "#1b1f24", "#9aa1a9", "#d0d7de"  # text; what is there for com
 THEME = {INK: "ink", GREY: "grey", LINE: "line"} | {colour: f"c{i}" for i, colour in enumerate(COLOURS)}  # report.css
 SHARES = LinearSegmentedColormap.from_list("shares", [(*to_rgb(COLOURS[0]), 0.0), (*to_rgb(COLOURS[0]), 1.0)])
 STAGES = ("train", "exemplars", "finetune", "evaluate")  # of a phase, in the order of "seconds" in results.json
-METRICS = {  # key of a phase -> (key of the summary, its words in a legend)
-    "accuracy": ("average_accuracy", "average {}%"),
-    "phase0_accuracy": ("forgetting", "forgetting {} points"),
-}
 FEW_CLASSES, FEW_PHASES = 20, 11  # up to here each is named, or its number written into its cell
+# grids of exemplars
+AMPLIFY, MAX_CLASSES, PER_CLASS = 5, 10, 5  # factor of the difference; rows and columns of a panel
+TILE = 64  # side at which a small exemplar is shown, in screen pixels (rounded to a whole multiple of its own)
+MARGIN, GAP, LETTER, TITLE_WIDTH = 12, 4, 10, 120  # in screen pixels
+FRAME = 190  # grey level around an image, which may have white borders
 
 
 # curves
@@ -61,31 +64,6 @@ class Curve:
 def style_of(number: int) -> dict[str, str]:
     """Colour and marker of a curve: the first 40 are all different."""
     return {"colour": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-
-
-def measured_curves(runs: Sequence[tuple[str, Results]], metric: str = "accuracy") -> list[Curve]:
-    """A metric of results.json against the number of classes seen. Several runs: the headline classifier of each. A
-    single run: all its classifiers, those that are not the headline one dashed.
-
-    Args:
-        runs: (name, content of results.json) of each run.
-        metric: a key of `METRICS`.
-    """
-    only = runs[0][1]
-    chosen = [(f"{name}: {results['headline'].upper()}", results, results["headline"]) for name, results in runs]
-    if len(runs) == 1:
-        chosen = [(key.upper() + " (headline)" * (key == only["headline"]), only, key) for key in classifiers(only)]
-    summary, words = METRICS[metric]
-    return [
-        Curve(
-            f"{label}, {words.format(percent(results['summary'][summary][key]))}",
-            [phase["classes_seen"] for phase in results["phases"]],
-            [phase[metric][key] for phase in results["phases"]],
-            dashed=key != results["headline"],
-            **style_of(i),
-        )
-        for i, (label, results, key) in enumerate(chosen)
-    ]
 
 
 def paper_curves(runs: Sequence[Results], paper: dict[str, Any]) -> list[Curve]:
@@ -126,27 +104,16 @@ def legend_below(figure: FigureBase, handles: Sequence[Artist], labels: Sequence
         text.set_parse_math(False)  # a $ in the name of a folder is a $
 
 
-def plot_accuracy(runs: Sequence[tuple[str, Results]], path: str | Path) -> None:
-    """Write a PNG of accuracy against the number of classes seen; see `measured_curves`."""
-    curves = measured_curves(runs)
-    labels = [textwrap.fill(curve.label, 88) for curve in curves]
-    title = textwrap.fill(runs[0][0] if len(runs) == 1 else f"{len(runs)} runs, headline classifier of each", 88)
-    # the figure grows with its legend, in both directions
-    width = max(750, text_width(labels, 9) + 100, text_width([title], 10) + 40)
-    figure = Figure(figsize=(width / DPI, 4.4 + 0.2 * "\n".join(labels).count("\n")), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
-    plot_curves(axes, curves)
-    figure.suptitle(title, fontsize=10, parse_math=False)
-    legend_below(figure, axes.lines, labels)
-    save_figure(figure, path)
-
-
 # what happened to each class, and how long it took
 
 
 def shares_of_rows(counts: np.ndarray) -> np.ndarray:
     """Each row of non-negative [n, n] in percent of its sum; rows without any stay 0."""
     return 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+
+def shortened(name: str) -> str:
+    return name if len(name) <= 16 else f"{name[:13]}..."
 
 
 def plot_confusion(axes: Axes, counts: np.ndarray, starts: Sequence[int], names: Sequence[str]) -> AxesImage:
@@ -162,9 +129,8 @@ def plot_confusion(axes: Axes, counts: np.ndarray, starts: Sequence[int], names:
         axes.axhline(start - 0.5, color=LINE, linewidth=0.6)
         axes.axvline(start - 0.5, color=LINE, linewidth=0.6)
     if len(names) <= FEW_CLASSES:
-        short = [textwrap.shorten(name, 16, placeholder="...") or name[:16] for name in names]
-        axes.set_xticks(range(len(names)), short, rotation=90, parse_math=False)
-        axes.set_yticks(range(len(names)), short, parse_math=False)
+        axes.set_xticks(range(len(names)), map(shortened, names), rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), map(shortened, names), parse_math=False)
     axes.set(xlabel="predicted class, in class order", ylabel="true class, in class order")
     return image
 
@@ -201,15 +167,70 @@ def plot_seconds(axes: Axes, phases: Sequence[dict[str, Any]]) -> None:
     axes.set_axisbelow(True)
 
 
+# exemplars
+
+
+def plot_exemplars(before: Tensor, after: Tensor, labels: Tensor, class_names: Sequence[str], path: Path) -> None:
+    """Write a PNG of exemplars before and after they were optimised, in exact colours: a row per class (of many
+    classes, evenly spaced ones), panels side by side.
+
+    Args:
+        before, after: uint8 [n, 3, H, W]. Where they are equal (real images) there is a single panel.
+        labels: int64 [n], positions in the class order.
+        class_names: the name of each label.
+    """
+    panels = {"before": before, "after": after, f"difference x{AMPLIFY}": amplified_change(before, after)}
+    if before.equal(after):
+        panels = {"exemplars": after}
+    rows = rows_of_classes(labels)
+    names, grids = [shortened(class_names[label]) for label in rows], [grid_of(p, rows) for p in panels.values()]
+    left, step = 2 * MARGIN + LETTER * max(map(len, names)), max(grids[0].shape[1], TITLE_WIDTH) + 2 * MARGIN
+    height = MARGIN + grids[0].shape[0]  # where the titles begin
+    figure = Figure(figsize=((left + len(panels) * step) / DPI, (height + 2 * MARGIN) / DPI), dpi=DPI)
+    look = {"transform": None, "fontsize": 10, "va": "center", "parse_math": False}  # None: places are screen pixels
+    for i, (title, grid) in enumerate(zip(panels, grids, strict=True)):
+        figure.figimage(grid, left + i * step, MARGIN)  # unlike imshow it resamples nothing
+        figure.text(left + i * step + GAP, height + MARGIN, title, **look)
+    for i, name in enumerate(names):
+        y = height - (i + 0.5) * grids[0].shape[0] / len(names)
+        figure.text(left - MARGIN, y, name, ha="right", **look)
+    save_figure(figure, path)
+
+
+def amplified_change(before: Tensor, after: Tensor) -> Tensor:
+    """128 + AMPLIFY * (after - before) of uint8 tensors of one shape, clipped to 0..255: grey where nothing changed."""
+    change = after.int() - before.int()  # signed: uint8 arithmetic would wrap around
+    return (128 + AMPLIFY * change).clamp(0, 255).to(torch.uint8)
+
+
+def evenly(items: Sequence[Any], count: int) -> list[Any]:
+    """Up to `count` of the items, evenly spaced, with the first and the last one."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[i] for i in places]
+
+
+def rows_of_classes(labels: Tensor) -> dict[int, Tensor]:
+    """Which exemplars a grid shows: evenly spaced labels of those in `labels` (int64 [n]) -> int64 [<= PER_CLASS]."""
+    chosen = evenly(labels.unique().tolist(), MAX_CLASSES)
+    return {label: (labels == label).nonzero().flatten()[:PER_CLASS] for label in chosen}
+
+
+def grid_of(images: Tensor, rows: dict[int, Tensor]) -> np.ndarray:
+    """uint8 [n, 3, H, W] -> uint8 [h, w, 3]: the chosen images on white, each with a frame."""
+    columns = max(map(len, rows.values()))
+    framed = [F.pad(enlarged(images[chosen]), (1, 1, 1, 1), value=FRAME) for chosen in rows.values()]
+    full = [F.pad(row, (0, 0) * 3 + (0, columns - len(row)), value=255) for row in framed]
+    return make_grid(torch.cat(full), columns, GAP, pad_value=255).permute(1, 2, 0).numpy()
+
+
+def enlarged(images: Tensor) -> Tensor:
+    """[n, 3, H, W] as large as they are shown: each pixel a square of screen pixels; large images are thinned out."""
+    side = max(images.shape[2:])
+    step, scale = -(-side // (2 * TILE)), max(1, round(TILE / side))
+    return F.interpolate(images[:, :, ::step, ::step], scale_factor=scale)
+
+
 # files
-
-
-def text_width(texts: Sequence[str], size: float) -> int:
-    """Width in screen pixels of the widest text at this font size (points)."""
-    figure = Figure(dpi=DPI)
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    written = [figure.text(0, 0, text, fontsize=size, parse_math=False) for text in texts]
-    return max(int(np.ceil(text.get_window_extent(renderer).width)) for text in written)
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from mnemonics.engine.files import atomic_write
 from mnemonics.experiment.results import Confusion, read_confusion
@@ -26,10 +26,18 @@ IN_PAPER = ("average_accuracy", "forgetting")  # of SUMMARY
 BLANK_TO_FULL = "Colour: from 0% (none) to 100% (full)."
 IMAGE = Markup('<div class="scroll" tabindex="0" role="region" aria-label="picture"><img class="exemplars" alt="{}" '
                'src="data:image/png;base64,{}"></div>')  # fmt: skip
-CURVES = {
-    "accuracy": "Accuracy on the test images of all classes seen so far, after each phase.",
-    "phase0_accuracy": "Accuracy on the test images of the phase-0 classes alone. Forgetting is the first value "
-    "minus the last: the less a curve falls, the better.",
+METRICS = {  # key of a phase -> (key of the summary, its words in a legend, caption of the curves)
+    "accuracy": (
+        "average_accuracy",
+        "average {}%",
+        "Accuracy on the test images of all classes seen so far, after each phase.",
+    ),
+    "phase0_accuracy": (
+        "forgetting",
+        "forgetting {} points",
+        "Accuracy on the test images of the phase-0 classes alone. Forgetting is the first value minus the last: the "
+        "less a curve falls, the better.",
+    ),
 }
 
 
@@ -40,7 +48,6 @@ class ReportedRun:
     name: str
     results: Results
     pictures: dict[int, bytes]  # phase -> PNG of exemplars
-    more_pictures: int  # that the run folder holds
     confusion: Confusion | None
 
 
@@ -66,9 +73,8 @@ def write_report(paths: Sequence[Path], out: Path) -> None:
 def loaded(path: Path, name: str, pictures: int) -> ReportedRun:
     """A run folder (or results file) with up to `pictures` of its exemplars, evenly spaced over the phases."""
     found = exemplar_pictures(path)  # none beside a file
-    phases = [list(found)[i] for i in np.linspace(0, len(found) - 1, min(pictures, len(found))).round().astype(int)]
-    chosen = {phase: found[phase].read_bytes() for phase in phases}
-    return ReportedRun(name, load_results(path), chosen, len(found) - len(chosen), read_confusion(path))
+    chosen = {phase: found[phase].read_bytes() for phase in figures.evenly(list(found), pictures)}
+    return ReportedRun(name, load_results(path), chosen, read_confusion(path))
 
 
 def page(runs: Sequence[ReportedRun], paper: dict[str, Any]) -> str:
@@ -83,7 +89,7 @@ def page(runs: Sequence[ReportedRun], paper: dict[str, Any]) -> str:
     return environment.get_template("report.html").render(
         title=f"Comparison of {len(runs)} runs" if len(runs) > 1 else runs[0].name,
         parts=[part(run, f"r{i}", paper) for i, run in enumerate(runs)],
-        curves=[curve_figure(named, metric, paper) for metric in CURVES],
+        curves=[curve_figure(named, metric, paper) for metric in METRICS],
         comparison=text.comparison_rows(named) if len(runs) > 1 else [],
         differing=[["setting", *(run.name for run in runs)], *differing] if differing else [],
         settings=[(name, text.in_words(value)) for name, value in configs[0].items() if name in same],
@@ -155,16 +161,41 @@ def time_rows(results: Results) -> Rows:
 # figures
 
 
+def illustration(figure: Figure, name: str, caption: str) -> Illustration:
+    return Illustration(caption, figures.to_svg(figure, name, caption))
+
+
+def measured_curves(runs: Sequence[tuple[str, Results]], metric: str) -> list[figures.Curve]:
+    """A metric against the number of classes seen. Several runs: the headline classifier of each. A single run: all its
+    classifiers, those that are not the headline one dashed."""
+    only, (summary, words, _) = runs[0][1], METRICS[metric]
+    chosen = [(f"{name}: {results['headline'].upper()}", results, results["headline"]) for name, results in runs]
+    if len(runs) == 1:
+        chosen = [
+            (key.upper() + " (headline)" * (key == only["headline"]), only, key) for key in text.classifiers(only)
+        ]
+    return [
+        figures.Curve(
+            f"{label}, {words.format(percent(results['summary'][summary][key]))}",
+            [phase["classes_seen"] for phase in results["phases"]],
+            [phase[metric][key] for phase in results["phases"]],
+            dashed=key != results["headline"],
+            **figures.style_of(i),
+        )
+        for i, (label, results, key) in enumerate(chosen)
+    ]
+
+
 def curve_figure(runs: Sequence[tuple[str, Results]], metric: str, paper: dict[str, Any]) -> Illustration:
     """A metric of all runs over the classes seen; the paper's accuracies in grey where the protocol is the same."""
-    curves = figures.measured_curves(runs, metric)
+    curves = measured_curves(runs, metric)
     if metric == "accuracy":
         curves += figures.paper_curves([results for _, results in runs], paper)
     labels = [textwrap.fill(curve.label, 58) for curve in curves]
     figure, axes = figures.figure_for_page(2.8 + 0.16 * sum(label.count("\n") + 1 for label in labels))
     figures.plot_curves(axes, curves, metric)
     figures.legend_below(figure, axes.lines, labels, fontsize=8)
-    return Illustration(CURVES[metric], figures.to_svg(figure, metric, CURVES[metric]))
+    return illustration(figure, metric, METRICS[metric][2])
 
 
 def origin_figure(results: Results, name: str) -> Illustration:
@@ -172,11 +203,11 @@ def origin_figure(results: Results, name: str) -> Illustration:
     headline = results["headline"]
     caption = (
         f"{headline.upper()} accuracy (%) on the test images of the classes that were new in each phase (column), "
+        f"after each phase (row). {BLANK_TO_FULL}"
     )
-    caption += f"after each phase (row). {BLANK_TO_FULL}"
     figure, axes = figures.figure_for_page(height=3.6)
     figures.plot_origin(axes, [phase["accuracy_by_phase_of_origin"][headline] for phase in results["phases"]])
-    return Illustration(caption, figures.to_svg(figure, name, caption))
+    return illustration(figure, name, caption)
 
 
 def confusion_figure(run: ReportedRun, name: str) -> Illustration:
@@ -195,7 +226,7 @@ def confusion_figure(run: ReportedRun, name: str) -> Illustration:
         caption += f" Of the old classes' images, {as_new:.2f}% are taken for a class of the last phase."
     figure, axes = figures.figure_for_page(height=4.4)
     figures.plot_confusion(axes, found.counts, starts, found.class_names)
-    return Illustration(caption, figures.to_svg(figure, name, caption))
+    return illustration(figure, name, caption)
 
 
 def time_figure(results: Results, name: str) -> Illustration:
@@ -205,19 +236,15 @@ def time_figure(results: Results, name: str) -> Illustration:
     sums = {stage: sum(phase["seconds"].get(stage, 0.0) for phase in results["phases"]) for stage in figures.STAGES}
     figures.legend_below(figure, axes.containers, [f"{stage}: {s:.2f} s" for stage, s in sums.items()], ncols=2)
     caption = f"Seconds of each stage of a phase; {sum(sums.values()):.2f} s in all."
-    return Illustration(caption, figures.to_svg(figure, name, caption))
+    return illustration(figure, name, caption)
 
 
 def exemplar_figures(run: ReportedRun) -> list[Illustration]:
-    """The pictures of exemplars; a sentence alone where there is none, or where there are more."""
+    """The pictures of exemplars; a sentence alone where there is none."""
     optimised = run.results["config"]["exemplars"] == "mnemonics"
     what = "real images they started from | optimised | amplified difference" if optimised else "real images, as chosen"
     found = []
     for phase, png in run.pictures.items():
         caption = f"New exemplars of phase {phase}: {what}. A row per class."
         found.append(Illustration(caption, IMAGE.format(caption, base64.b64encode(png).decode())))
-    if not found:
-        found.append(Illustration("No pictures of exemplars: there is no exemplars_phase_<i>.png beside the results."))
-    if run.more_pictures:
-        found.append(Illustration(f"{run.more_pictures} more phases: exemplars_phase_<i>.png in the run folder."))
-    return found
+    return found or [Illustration("No pictures of exemplars: there is no exemplars_phase_<i>.png beside the results.")]

@@ -11,6 +11,7 @@ from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import SETTINGS, ExperimentConfig
 from mnemonics.config.presets import resolved
 from mnemonics.exemplars.methods import EXEMPLARS
+from mnemonics.reporting import text
 from mnemonics.reporting.text import Results
 
 PAPER_FILE = Path(__file__).with_name("paper_results.json")
@@ -124,9 +125,7 @@ def differences(results: Results) -> list[str]:
 
 
 def in_words(name: str, value: Any) -> str:
-    if value is None:
-        return NOT_GIVEN.get(name, "not given")
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    return NOT_GIVEN.get(name, "not given") if value is None else text.in_words(value)
 
 
 # which number of the paper belongs to a run

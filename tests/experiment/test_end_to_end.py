@@ -56,7 +56,7 @@ def mnemonics_run(tmp_path_factory):
 def test_run_folder_and_table(mnemonics_run):
     folder, process = mnemonics_run
     names = {p.name for p in folder.iterdir()}
-    expected = {"config.json", "results.json", "log.txt", "checkpoint.pt", "accuracy.png"}
+    expected = {"config.json", "results.json", "log.txt", "checkpoint.pt", "report.html"}
     expected |= {f"phase_{i}.pt" for i in range(6)} | {f"exemplars_phase_{i}.png" for i in range(6)}
     assert expected <= names
     assert any(name.startswith("events.") for name in names)

@@ -37,7 +37,7 @@ def test_a_mistake_is_told_in_one_line(tmp_path, capsys):
     flags = TINY.replace("--nb_protos 2", "--total_memory 10 --exemplars herding --nb_phases 1 --nb_cl_fg 5")
     algorithm.run(parse_args([*flags.split(), "--out", str(dropped)]))
     (damaged / "phase_3.pt").write_bytes((damaged / "phase_3.pt").read_bytes()[:1000])
-    for folder, words in ((tmp_path, "phase_0.pt; give the folder of a run"), (dropped, "exemplars were dropped"),
+    for folder, words in ((tmp_path, "holds neither phase_<i>.pt nor"), (dropped, "exemplars were dropped"),
                           (damaged, "phase_3.pt")):  # fmt: skip
         assert words in mistake(capsys, main, folder, "--device", "cpu")
     out = tmp_path / "missing" / "drift.json"
