@@ -25,7 +25,7 @@ class InMemory:
 
 
 def read_images(data):
-    read_python_split(InMemory(data), "file")
+    read_python_split(data, "file")
 
 
 def read_theirs(data):
