@@ -28,7 +28,7 @@ from mnemonics.experiment.stored import PHASE_FILE, Loaded, Target, check_fit, o
 from mnemonics.legacy.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_target
 from mnemonics.models.layers import ScaledConv2d
 from mnemonics.protocol import Phase
-from mnemonics.reporting.evaluation import check_out, contradictions, phase_line, summary_of, without_exemplars, write
+from mnemonics.reporting.evaluation import check_out, notices_on, phase_line, summary_of, write
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -82,7 +82,7 @@ def evaluate(target: Target, out: Path) -> None:
         phases.append(entry(phase, file, loaded, measured))
         print(phase_line(phases[-1]), flush=True)
     missing = [p.index for p in protocol.phases if target.path.is_dir() and p.index not in target.files]
-    odd = contradictions(target.config.weight_transfer, phases) if target.kind == "authors" else []
+    named = target.config.weight_transfer if target.kind == "authors" else None
     result = {  # the keys of results.json where the same is meant
         "name": target.name,
         "checkpoints": str(target.path),
@@ -94,7 +94,7 @@ def evaluate(target: Target, out: Path) -> None:
         "class_order_sha256": protocol.order_sha256,
         "environment": environment(scenario.device),
         "headline": headline,
-        "notices": [*scenario.source.notices, *target.notices, *without_exemplars(phases), *odd],
+        "notices": [*scenario.source.notices, *target.notices, *notices_on(phases, named)],
         "missing_phases": missing,
         "phases": phases,
         "summary": summary_of(phases),

@@ -24,14 +24,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mnemonics.baselines import BASELINES
 from mnemonics.config.command_line import check_setting
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.config.presets import run_name
+from mnemonics.config.presets import run_name, settled
 from mnemonics.data.images import usage_errors
 from mnemonics.data.sources import NUM_CLASSES, load_source
 from mnemonics.engine.errors import RunError, UsageError, command
 from mnemonics.experiment.paper_runs import RUNS, paper_runs
-from mnemonics.experiment.state import parse_args, settle
+from mnemonics.experiment.state import parse_args
 from mnemonics.experiment.sweep import Run, Sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,7 +137,9 @@ def classes_and_size(dataset: str, data_dir: str, image_size: int | None) -> tup
 def make_run(arguments: Sequence[str], runs_dir: Path) -> Run:
     """The run of one command, with its folder and the folder of shared phase-0 models. Raises UsageError."""
     user = parse_main(arguments)
-    named, config = settle(user, *classes_and_size(user.dataset, user.data_dir, user.image_size))
+    named, config = settled(
+        user, *classes_and_size(user.dataset, user.data_dir, user.image_size), BASELINES[user.baseline].is_bound()
+    )
     name = run_name(named)
     if len(name) > LONGEST_NAME:
         name = name[: LONGEST_NAME - 9] + "_" + hashlib.sha256(name.encode()).hexdigest()[:8]

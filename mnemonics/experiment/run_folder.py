@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,17 +28,8 @@ from mnemonics.models import make_network, restore_network
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 KEPT = ("phases", "confusion", "settings", "environment")  # of `State`, as they are
-WRITTEN = (
-    NEWEST,
-    PREVIOUS,
-    "phase_*.pt",
-    "results.json",
-    "exemplars_phase_*.png",
-    "confusion.json",
-    "report.html",
-    "log.txt",
-    "events.*",
-)
+WRITTEN = (NEWEST, PREVIOUS, *"phase_*.pt results.json confusion.json exemplars_phase_*.png".split())
+WRITTEN += ("report.html", "log.txt", "events.*", "config.json")  # all that a run leaves
 
 
 @contextlib.contextmanager
@@ -75,17 +66,11 @@ def reserved(folder: Path) -> Iterator[None]:
         yield
 
 
-class Opened(NamedTuple):
-    """A run, begun or taken up."""
-
-    state: State  # after the last finished phase
-    partial: Partial | None  # how far the next one had come
-    notices: list[str]  # what the user has to know
-
-
-def open_run(experiment: Experiment) -> Opened:
+def open_run(experiment: Experiment) -> tuple[State, Partial | None, list[str]]:
     """Begin a run, or take up the run that is in its folder.
 
+    Returns:
+        The state after the last finished phase, how far the next one had come, and what the user has to know.
     Raises:
         UsageError: if the folder holds a run with other settings, or one of which nothing can be read.
     """
@@ -96,11 +81,14 @@ def open_run(experiment: Experiment) -> Opened:
         stored = checkpoint.load(experiment.folder / name, device)
         model = restore_network(config.network, stored["model"], device)
         state = State(model, memory_of(stored["exemplars"]), *(stored[name] for name in KEPT))
-        return Opened(state, partial_for(device, stored["partial"]), notices)
+        partial = stored["partial"]
+        if partial and partial["device"] != device.type:  # random draws are other ones on another kind of device
+            partial = None
+        return state, partial, notices
     torch.manual_seed(seed_of(config.random_seed, 0, "weights"))
     model = make_network(config.network, len(scenario.protocol.phases[0].class_ids), device)
     empty = ExemplarMemory.empty(scenario.source.image_size, device)
-    return Opened(State(model, empty, []), None, notices)
+    return State(model, empty, []), None, notices
 
 
 def stored_memory(memory: ExemplarMemory) -> dict[str, Tensor]:
@@ -111,11 +99,6 @@ def stored_memory(memory: ExemplarMemory) -> dict[str, Tensor]:
 def memory_of(stored: dict[str, Tensor]) -> ExemplarMemory:
     """The memory that `stored_memory` was given."""
     return ExemplarMemory(LabelledImages(stored["images"], stored["labels"]), stored["held_out"])
-
-
-def partial_for(device: torch.device, partial: Partial | None) -> Partial | None:
-    """`partial`, unless it was made on another kind of device, where random draws are other ones."""
-    return partial if partial is not None and partial["device"] == device.type else None
 
 
 def prepare_folder(experiment: Experiment) -> tuple[str | None, list[str]]:
@@ -176,7 +159,7 @@ def stored_settings(path: Path) -> dict | None:
 
 def clear(folder: Path) -> None:
     """Remove what an earlier run wrote into its run folder, and nothing else."""
-    for pattern in ("config.json", *WRITTEN):
+    for pattern in WRITTEN:
         for path in folder.glob(pattern):
             path.unlink()
 

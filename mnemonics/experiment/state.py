@@ -34,13 +34,6 @@ def parse_args(arguments: Sequence[str] | None = None) -> ExperimentConfig:
     return command_line.parse_args(arguments, CHOICES)
 
 
-def settle(
-    user: ExperimentConfig, num_classes: int, image_size: int | None
-) -> tuple[ExperimentConfig, ExperimentConfig]:
-    """See `presets.settled`."""
-    return settled(user, num_classes, image_size, BASELINES[user.baseline].is_bound())
-
-
 @dataclass(frozen=True)
 class Experiment:
     """What does not change from phase to phase."""
@@ -78,7 +71,8 @@ def set_up(user: ExperimentConfig) -> Experiment:
     in_memory = isinstance(source.train_images, Tensor)
     if in_memory and user.image_size is not None:
         raise UsageError(f"--image_size {user.image_size}: {user.dataset} has its own; only images of files have none")
-    named, config = settle(user, source.num_classes, None if in_memory else source.image_size)
+    size, is_bound = None if in_memory else source.image_size, BASELINES[user.baseline].is_bound()
+    named, config = settled(user, source.num_classes, size, is_bound)
     check_budget(config, source)
     protocol = make_protocol(class_order(source.num_classes, config.order_seed), config.nb_cl_fg, config.nb_cl)
     scenario = Scenario(config, source, protocol, Preprocessing.of(source, device), device)

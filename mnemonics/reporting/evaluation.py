@@ -35,21 +35,15 @@ def summary_of(phases: list[dict[str, Any]]) -> dict[str, dict[str, float | None
     return result
 
 
-def without_exemplars(phases: list[dict[str, Any]]) -> list[str]:
-    """Why there is no NME, where there is none."""
-    missing = [str(p["phase"]) for p in phases if p["exemplars_per_class"] is None]
-    if not missing:
-        return []
-    which = "" if len(missing) == len(phases) else f" of phases {', '.join(missing)}"
-    return [f"NME: not measured, because the checkpoints{which} hold no exemplars, from which its means are made"]
-
-
-def contradictions(said: bool | None, phases: list[dict[str, Any]]) -> list[str]:
-    """Where a folder's name (`said`) and the networks in it disagree about weight transfer."""
-    odd = [str(p["phase"]) for p in phases if p["phase"] > 0 and p["weight_transfer"] != said]
-    if said is None or not odd:
-        return []
-    return [f"weight transfer is {'on' if said else 'off'} by the folder's name, but not in phases {', '.join(odd)}"]
+def notices_on(phases: list[dict[str, Any]], weight_transfer: bool | None) -> list[str]:
+    """Why there is no NME, where there is none; and where a folder's name (`weight_transfer`) and the networks in it
+    disagree."""
+    without = ", ".join(str(p["phase"]) for p in phases if p["exemplars_per_class"] is None)
+    odd = ", ".join(str(p["phase"]) for p in phases if p["phase"] > 0 and p["weight_transfer"] != weight_transfer)
+    notices = [f"NME: not measured in phases {without}, whose checkpoints hold no exemplars"] if without else []
+    if weight_transfer is not None and odd:
+        notices.append(f"weight transfer is {'on' if weight_transfer else 'off'} by the name, but not in phases {odd}")
+    return notices
 
 
 def to_markdown(result: dict[str, Any]) -> str:
