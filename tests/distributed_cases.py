@@ -24,7 +24,7 @@ from mnemonics.data.batches import LabelledImages, Preprocessing, StreamedBatche
 from mnemonics.data.sources import load_source  # noqa: E402
 from mnemonics.engine import distributed  # noqa: E402
 from mnemonics.evaluation import features_of, predict  # noqa: E402
-from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput  # noqa: E402
+from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings  # noqa: E402
 from mnemonics.exemplars.meta_level import adjust_old_exemplars, optimise_new_exemplars  # noqa: E402
 from mnemonics.models import make_network  # noqa: E402
 from mnemonics.models.layers import conv_bn  # noqa: E402
@@ -110,9 +110,9 @@ def pixel_gradients(variant, validation_images):
     """Gradient of a validation loss, which one or more processes share, for the pixels of exemplars."""
     model, data = network().eval(), digits(4, range(5))
     base = BaseLevel(model, BilevelSettings(variant, steps=3, lr=0.1, batch_size=6))
-    exemplars = NetworkInput(prep(torch.float64).plain(data.images[::2]), data.labels[::2])
+    exemplars = LabelledImages(prep(torch.float64).plain(data.images[::2]), data.labels[::2])
     validation = data[torch.arange(1, 2 * validation_images, 2)[distributed.own_rows()]]
-    validation = NetworkInput(prep(torch.float64).plain(validation.images), validation.labels)
+    validation = LabelledImages(prep(torch.float64).plain(validation.images), validation.labels)
     draws = base.draw(exemplars.labels, generator())
     used, gradient, _ = base.gradient(exemplars, validation, draws, 0)
     loss = base.loss_after_steps(exemplars, validation, draws)

@@ -47,7 +47,8 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images uint8 [n, 3, h, w] and labels int64 [n] (positions in the class order) on one device, or in files."""
+    """Images with labels int64 [n] (positions in the class order) on one device. The images are pixels uint8
+    [n, 3, h, w], in memory or in files, or network input float [n, ...]."""
 
     images: Tensor | FileImages
     labels: Tensor

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.augment import CropAndMirror
-from mnemonics.data.batches import balanced_batches
+from mnemonics.data.batches import LabelledImages, balanced_batches
 from mnemonics.engine.distributed import summed, world
 from mnemonics.engine.errors import NonFiniteLossError
 from mnemonics.exemplars.unroll import Draw, GraphedSteps, Parameters, Schedule, Steps, unroll, unrolled_gradient
@@ -45,22 +45,6 @@ class BilevelSettings:
         return BilevelSettings(**values, cuda_graphs=config.cuda_graphs)
 
 
-@dataclass(frozen=True)
-class NetworkInput:
-    """Network input float [n, ...] (here normalised images [n, 3, h, w]) and labels int64 [n]."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __getitem__(self, index: Tensor) -> "NetworkInput":
-        return NetworkInput(self.images[index], self.labels[index])
-
-    def followed_by(self, other: "NetworkInput | None") -> "NetworkInput":
-        if other is None:
-            return self
-        return NetworkInput(torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]))
-
-
 class BaseLevel:
     """The base level for one model: how training on exemplars changes it, and the gradient back to the exemplars."""
 
@@ -68,7 +52,7 @@ class BaseLevel:
         self,
         model: nn.Module,
         settings: BilevelSettings,
-        fixed: NetworkInput | None = None,
+        fixed: LabelledImages | None = None,
         augment: CropAndMirror | None = None,
     ):
         """
@@ -116,7 +100,7 @@ class BaseLevel:
         return Schedule(draws, [self.settings.lr] * self.settings.steps)
 
     def gradient(
-        self, exemplars: NetworkInput, validation: NetworkInput, draws: list[Draw], epoch: int
+        self, exemplars: LabelledImages, validation: LabelledImages, draws: list[Draw], epoch: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient of the validation loss after the K steps for the exemplars that took part in them. On several
         processes `validation` is the share of this one; all get the gradient of the mean over all shares.
@@ -156,11 +140,11 @@ class BaseLevel:
             self.graphed[shapes] = GraphedSteps(self.step_loss, parameters, images, draw)
         return self.graphed[shapes]
 
-    def validation_loss(self, validation: NetworkInput, parameters: Parameters) -> Tensor:
+    def validation_loss(self, validation: LabelledImages, parameters: Parameters) -> Tensor:
         """V: cross-entropy on the validation images; see `own_loss`."""
         return own_loss(functional_call(self.model, parameters, (validation.images,)), validation.labels)
 
-    def loss_after_steps(self, exemplars: NetworkInput, validation: NetworkInput, draws: list[Draw]) -> float:
+    def loss_after_steps(self, exemplars: LabelledImages, validation: LabelledImages, draws: list[Draw]) -> float:
         """V alone, after K steps on all weights whatever the variant: what the fine-tuning will do."""
         steps = Steps(self.step_loss, self.parameters)
         points, _ = unroll(steps, steps.layout.flatten(self.parameters), exemplars.images, self.schedule(draws))
@@ -186,13 +170,14 @@ def mean_of_all(loss: Tensor, gradient: Tensor, images: int) -> tuple[Tensor, Te
 
 
 def class_mean_gradient(
-    model: nn.Module, exemplars: NetworkInput, fixed: NetworkInput | None, validation: NetworkInput
+    model: nn.Module, exemplars: LabelledImages, fixed: LabelledImages | None, validation: LabelledImages
 ) -> tuple[Tensor, Tensor]:
     """The variant without a base level: (loss, its gradient for the exemplars), the loss being the cross-entropy (see
     `own_loss`) of the cosines between the features of the validation images and the mean feature of each class's
     exemplars."""
     images = exemplars.images.detach().requires_grad_()
-    everything = NetworkInput(images, exemplars.labels).followed_by(fixed)
+    everything = LabelledImages(images, exemplars.labels)
+    everything = everything if fixed is None else everything.followed_by(fixed)
     classes, position = everything.labels.unique(return_inverse=True)
     members = F.one_hot(position, len(classes)).to(images)  # (n, classes)
     means = members.T @ model.features(everything.images) / members.sum(0)[:, None]

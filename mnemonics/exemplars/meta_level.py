@@ -20,7 +20,7 @@ from mnemonics.data.batches import LabelledImages, balanced_batches, rank_within
 from mnemonics.data.scenario import PhaseContext
 from mnemonics.engine.distributed import own_rows, same_everywhere
 from mnemonics.engine.progress import Loop, Progress
-from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput
+from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
 
 
 class Pixels:
@@ -103,15 +103,15 @@ def optimise_exemplars(
     """
     settings, progress = settings or BilevelSettings(), progress or Progress()
     generator = generator or torch.Generator(images.device).manual_seed(0)
-    base = BaseLevel(model, settings, None if fixed is None else NetworkInput(*fixed), augment)
+    base = BaseLevel(model, settings, None if fixed is None else LabelledImages(*fixed), augment)
     start = images.detach().clone()
     pixels = Pixels(start, low, high, settings)
-    exemplars = NetworkInput(pixels.images, labels)
+    exemplars = LabelledImages(pixels.images, labels)
     loop = Loop("new exemplars", settings.epochs, curve="exemplars/loss_new")
     for epoch in progress.steps(loop, pixels=pixels, generator=generator):
         base.disturb(generator)
         draws = base.draw(labels, generator)
-        used, gradient, loss = base.gradient(exemplars, NetworkInput(*validation()), draws, epoch)
+        used, gradient, loss = base.gradient(exemplars, LabelledImages(*validation()), draws, epoch)
         pixels.step(used, gradient)
         pixels.end_epoch()
         progress.report(loss)
@@ -148,8 +148,8 @@ def optimise_new_exemplars(
         return prep.plain(chosen.images), chosen.labels
 
     augment = prep.crop_and_mirror() if config.mnemonics_augment else None
-    base = BaseLevel(model, settings, None if fixed is None else NetworkInput(*fixed), augment)
-    probe, probe_draws = NetworkInput(*validation()), base.draw(start.labels, generator)
+    base = BaseLevel(model, settings, None if fixed is None else LabelledImages(*fixed), augment)
+    probe, probe_draws = LabelledImages(*validation()), base.draw(start.labels, generator)
     images, (low, high) = prep.plain(start.images), prep.valid_range()
     common = {"low": low, "high": high, "fixed": fixed, "augment": augment, "generator": generator}
     optimised = optimise_exemplars(
@@ -158,7 +158,7 @@ def optimise_new_exemplars(
     rounded = denormalise(optimised, prep.mean, prep.std)
     versions = {"start": images, "optimised": optimised, "rounded": prep.plain(rounded)}
     losses = {
-        name: base.loss_after_steps(NetworkInput(version, start.labels), probe, probe_draws)
+        name: base.loss_after_steps(LabelledImages(version, start.labels), probe, probe_draws)
         for name, version in versions.items()
     }
     same_everywhere([rounded])
@@ -179,7 +179,7 @@ def adjust_old_exemplars(context: PhaseContext, model: nn.Module, old: LabelledI
         return old.images
     base = BaseLevel(model, settings, augment=prep.crop_and_mirror() if context.config.mnemonics_augment else None)
     pixels = Pixels(prep.plain(old.images), *prep.valid_range(), settings)
-    exemplars = NetworkInput(pixels.images, old.labels)
+    exemplars = LabelledImages(pixels.images, old.labels)
     loop = Loop("old exemplars", settings.epochs, curve="exemplars/loss_old")
     for epoch in context.progress.steps(loop, pixels=pixels, generator=generator):
         subsets = balanced_subsets(exemplars.labels, settings.subsets, generator)

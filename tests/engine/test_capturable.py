@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mnemonics import training
 from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.data.batches import ResidentBatches
+from mnemonics.data.batches import LabelledImages, ResidentBatches
 from mnemonics.engine import device as runtime
-from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings, NetworkInput
+from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
 from mnemonics.exemplars.unroll import Steps
 
 HOST = {
@@ -99,7 +99,7 @@ def test_the_chosen_gpu_is_the_default_one_where_graphs_are_captured(name, defau
 def test_steps_of_the_exemplar_optimisation(old):
     exemplars, other = images(10), images(20)
     inputs = preprocessing().plain(exemplars.images)
-    fixed = NetworkInput(preprocessing().plain(other.images), other.labels) if old else None
+    fixed = LabelledImages(preprocessing().plain(other.images), other.labels) if old else None
     augment = preprocessing().crop_and_mirror()
     base = BaseLevel(network(), BilevelSettings(steps=1), fixed, augment)
     (draw,) = base.draw(exemplars.labels, torch.Generator(CPU).manual_seed(0))

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from mnemonics import BilevelSettings, optimise_exemplars
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.engine.errors import NonFiniteLossError
-from mnemonics.exemplars.base_level import BaseLevel, NetworkInput
+from mnemonics.exemplars.base_level import BaseLevel
 from mnemonics.exemplars.meta_level import Pixels, adjust_old_exemplars, balanced_subsets, optimise_new_exemplars
 from mnemonics.experiment.state import parse_args
 
@@ -34,7 +34,7 @@ def blobs(n, classes=3, first=0, seed=0):
 
 
 def network_input(data):
-    return NetworkInput(PREP.plain(data.images), data.labels)
+    return LabelledImages(PREP.plain(data.images), data.labels)
 
 
 class Net(nn.Module):
