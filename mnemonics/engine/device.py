@@ -127,17 +127,11 @@ def environment(device: torch.device) -> dict[str, str | int]:
 
 
 def commit() -> str:
-    """Git commit of this code, "-dirty" appended if tracked files were changed, "unknown" outside a checkout."""
-    here = Path(__file__).parent
+    """Git commit of this code, "-dirty" appended if tracked files were changed; "unknown" if git does not have it."""
+    options = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": True}
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        subprocess.run(["git", "ls-files", "--error-unmatch", __file__], **options)
+        described = "git describe --always --dirty --abbrev=40 --exclude=*".split()  # the hash alone, not a tag's name
+        return subprocess.run(described, **options).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
