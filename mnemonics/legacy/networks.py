@@ -89,7 +89,7 @@ def network_of(record: ModuleRecord) -> LegacyNetwork:
         model = restore_network(name, weights, torch.device("cpu"))
     except (KeyError, RuntimeError) as error:
         raise PickleError(f"the weights do not fit {name}: {' '.join(str(error).split())[:300]}") from error
-    if model.classifier.weight.shape[1] != model.num_features:
+    if model.classifier.weight.shape[1] != model.channels[-1]:
         raise PickleError(f"the classifier is for {model.classifier.weight.shape[1]} features, not as in {name}")
     absent = {"relu", *family.layers} - record.children.keys()
     if absent:
