@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("what", choices=(*PARTS, "all"), help="what to measure")
+    add("what", nargs="+", choices=(*PARTS, "all"), help="what to measure")
     add("--dataset", default="cifar100", help="as in main.py (%(default)s)")
     add("--data_dir", default="data", help="as in main.py (%(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     facts = environment(torch.device(args.device))
     print(f"{facts['device_name']}, {facts['cpu_count']} CPUs, {facts['threads']} threads, torch {facts['torch']}")
     results = {"environment": facts, "arguments": {k: str(v) for k, v in vars(args).items()}}
-    for name in PARTS if args.what == "all" else [args.what]:
+    for name in PARTS if "all" in args.what else args.what:
         results[name] = PARTS[name](args)
         if args.out:
             write_json(args.out, results)

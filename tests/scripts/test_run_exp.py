@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mnemonics.experiment.paper_runs import paper_runs
-from mnemonics.experiment.sweep import child_environment
+from mnemonics.experiment.sweep import child_environment, start_process
 from mnemonics.reporting.paper import TABLES, load_paper, paper_rows
 from scripts import run_exp
 
@@ -89,9 +89,15 @@ def test_killed_and_called_again_it_skips_what_is_finished_and_waits_for_what_is
     assert (status, error) == (0, "")
     assert "icarl" in next(line for line in out.splitlines() if "finished before: phase 1 of 1" in line)
     assert finished.stat().st_mtime_ns == before
-    assert "another process is working on it" in out
     (lwf,) = folder.glob("*lwf*/results.json")
     assert [phase["phase"] for phase in json.loads(lwf.read_text())["phases"]] == [0, 1]
+
+
+def test_a_run_that_another_process_has_is_left_alone(tmp_path):
+    (run,) = run_exp.make_runs([TINY], [], [], tmp_path)
+    with run.log.open("ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        assert start_process(run, {}) is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
