@@ -14,7 +14,7 @@ from mnemonics.data.batches import LabelledImages, Preprocessing, plain_batches
 from mnemonics.data.files import FileImages
 from mnemonics.data.scenario import PhaseContext
 from mnemonics.engine.device import peak_memory_bytes
-from mnemonics.engine.distributed import gathered, no_bar, world
+from mnemonics.engine.distributed import gathered, is_main, world
 
 Accuracies = dict[str, float]
 
@@ -75,7 +75,9 @@ def features_of(
     model.eval()
     batches = plain_batches(images, batch_size, prep.mean.device)
     size = batch_size * world()
-    batches = tqdm(batches, "features", math.ceil(len(images) / size), leave=False, delay=1, disable=no_bar())
+    batches = tqdm(
+        batches, "features", math.ceil(len(images) / size), leave=False, delay=1, disable=None if is_main() else True
+    )
     batches = (batch.flip(3) if mirrored else batch for batch in batches)
     return torch.cat(
         [

@@ -56,11 +56,6 @@ def local_world() -> int:
     return int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_initialized() else 1
 
 
-def no_bar() -> bool | None:
-    """The `disable` of a tqdm bar: None (shown on a terminal) for rank 0."""
-    return None if is_main() else True
-
-
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Join the processes that torchrun started together with this one, if any, and leave them at the end.
