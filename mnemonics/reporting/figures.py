@@ -132,9 +132,10 @@ def plot_exemplars(before: Tensor, after: Tensor, labels: Tensor, class_names: S
         labels: int64 [n], positions in the class order.
         class_names: the name of each label.
     """
-    panels = {"before": before, "after": after, f"difference x{AMPLIFY}": amplified_change(before, after)}
-    if before.equal(after):
-        panels = {"exemplars": after}
+    panels = {"exemplars": after}
+    if not before.equal(after):
+        change = 128 + AMPLIFY * (after.int() - before.int())  # signed: uint8 arithmetic would wrap around
+        panels = {"before": before, "after": after, f"difference x{AMPLIFY}": change.clamp(0, 255).byte()}
     rows = rows_of_classes(labels)
     names, grids = [shortened(class_names[label]) for label in rows], [grid_of(p, rows) for p in panels.values()]
     left, step = 2 * MARGIN + LETTER * max(map(len, names)), max(grids[0].shape[1], TITLE_WIDTH) + 2 * MARGIN
@@ -148,12 +149,6 @@ def plot_exemplars(before: Tensor, after: Tensor, labels: Tensor, class_names: S
         y = height - (i + 0.5) * grids[0].shape[0] / len(names)
         figure.text(left - MARGIN, y, name, ha="right", **look)
     save_figure(figure, path)
-
-
-def amplified_change(before: Tensor, after: Tensor) -> Tensor:
-    """128 + AMPLIFY * (after - before) of uint8 tensors of one shape, clipped to 0..255: grey where nothing changed."""
-    change = after.int() - before.int()  # signed: uint8 arithmetic would wrap around
-    return (128 + AMPLIFY * change).clamp(0, 255).to(torch.uint8)
 
 
 def evenly(items: Sequence[Any], count: int) -> list[Any]:

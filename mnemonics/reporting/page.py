@@ -22,7 +22,6 @@ from mnemonics.reporting.read import load_results, run_names
 from mnemonics.reporting.text import SUMMARY, Results, Rows, percent, with_header
 
 PICTURES = 4  # of exemplars: so many in a page on one run, fewer per run in one on several
-IN_PAPER = ("average_accuracy", "forgetting")  # of SUMMARY
 STAGES = ("train", "exemplars", "finetune", "evaluate")  # of a phase, in the order of "seconds" in results.json
 FEW_PHASES = 11  # up to here the number of each is written into its cell
 BLANK_TO_FULL = "Colour: from 0% (none) to 100% (full)."
@@ -103,10 +102,8 @@ def part(path: Path, name: str, results: Results, pictures: int) -> dict[str, An
 def summary_rows(results: Results) -> Rows:
     """The summary of each classifier. Beside it the paper's numbers, where all phases are finished and the protocol
     is the paper's."""
-    rows, theirs = text.summary_rows(results), []
-    if text.is_finished(results) and same_protocol(results):
-        theirs = [paper_number(results["config"], "all", key) if key in IN_PAPER else None for key in SUMMARY]
-    if not any(theirs):
+    rows, theirs = text.summary_rows(results), [paper_number(results["config"], "all", key) for key in SUMMARY]
+    if not (any(theirs) and text.is_finished(results) and same_protocol(results)):
         return rows
     column = [f"{results['headline'].upper()} in the paper", *map(percent, theirs)]
     return [[*row, cell] for row, cell in zip(rows, column, strict=True)]

@@ -163,4 +163,4 @@ def paper_number(config: dict[str, Any], table: str, metric: str = "average_accu
     numbers = load_paper()[TABLES[where[0]]]
     if table == "figure4":
         return numbers.get(dataset, {}).get(phases, {}).get(where[1])
-    return numbers[metric][where[1]].get(dataset, {}).get(phases)
+    return numbers.get(metric, {}).get(where[1], {}).get(dataset, {}).get(phases)

@@ -63,7 +63,7 @@ def render_table(rows: Sequence[Sequence[Any]], style: str = "text", left: int =
 
 def with_header(rows: Sequence[dict[str, Any]]) -> Rows:
     """The rows of a table, each given as column -> cell, below their header; nothing for no rows."""
-    return [*(list(row) for row in rows[:1]), *(list(row.values()) for row in rows)]
+    return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
 
 
 # words
