@@ -11,19 +11,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from mnemonics.engine.errors import UsageError, command
 from mnemonics.reporting import figures
 from mnemonics.reporting.figures import Curve
-from mnemonics.reporting.paper import images_per_class, load_paper, settings
+from mnemonics.reporting.paper import images_per_class, settings
 from mnemonics.reporting.read import load_all, writing
-from mnemonics.reporting.tables import grouped, interval
-from mnemonics.reporting.text import Results
-
-Group = list[Results]  # runs that differ in their seed only
+from mnemonics.reporting.tables import Group, grouped, interval
 
 
 def panels_of(groups: Sequence[Group]) -> dict[str, list[Group]]:
@@ -50,25 +46,23 @@ def names_of(groups: Sequence[Group]) -> list[str]:
     return names
 
 
-def curve_of(group: Group, name: str, number: int) -> Curve:
+def curve_of(group: Group, name: str) -> Curve:
     """Mean accuracy of the headline classifier after each phase, and half the width of its confidence interval."""
     first, headline, n = group[0], group[0]["headline"], len(group)
     accuracies = [[phase["accuracy"][headline] for phase in results["phases"]] for results in group]
     means, halves = zip(*map(interval, zip(*accuracies, strict=True)), strict=True)
     average, half = interval([results["summary"]["average_accuracy"][headline] for results in group])
     label = f"{name}: {headline.upper()}, average {average:.2f}{'' if half is None else f' ± {half:.2f}'}% (n = {n})"
-    upper = first["config"]["baseline"] == "joint"
-    style = {"colour": figures.INK} if upper else figures.style_of(number)
     seen = [phase["classes_seen"] for phase in first["phases"]]
-    return Curve(label, seen, means, None if n == 1 else halves, dashed=upper, **style)
+    upper = first["config"]["baseline"] == "joint"
+    return Curve(label, seen, means, None if n == 1 else halves, figures.INK if upper else None, dashed=upper)
 
 
-def plot(panels: dict[str, list[Group]], paper: dict[str, Any] | None) -> Figure:
+def plot(panels: dict[str, list[Group]], with_paper: bool) -> Figure:
     """A panel beside the other, each with its legend below it."""
-    curves = {}
+    curves = {title: list(map(curve_of, groups, names_of(groups))) for title, groups in panels.items()}
     for title, groups in panels.items():
-        curves[title] = list(map(curve_of, groups, names_of(groups), range(len(groups))))
-        curves[title] += figures.paper_curves([group[0] for group in groups], paper) if paper else []
+        curves[title] += figures.paper_curves([group[0] for group in groups]) if with_paper else []
     size = (7.5 * len(panels), 4.6 + 0.2 * max(map(len, curves.values())))
     figure = Figure(figsize=size, dpi=figures.DPI, layout="constrained")
     for part, title in zip(figure.subfigures(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -91,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups, left = grouped(load_all(options.runs))
     if not groups:
         raise UsageError(f"no finished run: {'; '.join(left)}")
-    figure = plot(panels_of(groups), load_paper() if options.paper else None)
+    figure = plot(panels_of(groups), options.paper)
     with writing(options.out):
         for ending in ("png", "pdf"):
             figures.save_figure(figure, f"{options.out}.{ending}")

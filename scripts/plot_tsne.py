@@ -31,11 +31,10 @@ from mnemonics.models.layers import BiasCorrected
 from mnemonics.reporting.figures import COLOURS, DPI, GREY, legend_below, save_figure
 from mnemonics.reporting.read import run_names, writing
 from mnemonics.reporting.tables import interval
-from mnemonics.reporting.text import render_table
+from mnemonics.reporting.text import render_table, with_header
 
 Run = tuple[Target, Scenario]
 Points = tuple[Tensor, Tensor, Tensor]  # features, float [n, d]; labels, int64 [n]; margins, float [n]
-LARGEST = 30  # perplexity, as usual
 EXPLANATION = """
 margin = best minus second-best output of the classifier in units of its scale, mean over images; ci95 = half the width
 of its 95% confidence interval; ratio of the margins below 1: exemplars are nearer to a boundary than other images"""
@@ -111,7 +110,7 @@ def embedded(parts: Sequence[Tensor], seed: int) -> list[np.ndarray]:
     from sklearn.manifold import TSNE  # takes a second to import
 
     points = F.normalize(torch.cat([part.double().cpu() for part in parts]), dim=1).numpy()
-    perplexity = min(LARGEST, (len(points) - 1) / 3)
+    perplexity = min(30, (len(points) - 1) / 3)  # 30 is usual, more than this is not possible
     flat = TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(points)
     return np.split(flat, np.cumsum([len(part) for part in parts])[:-1])
 
@@ -159,10 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with writing(options.out):
         save_figure(figure, options.out)
         write_json(numbers, rows)
-    cells = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-    print(
-        render_table([list(rows[0]), *cells], "markdown"), EXPLANATION, f"written: {options.out}, {numbers}", sep="\n"
-    )
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in with_header(rows)]
+    print(render_table(cells, "markdown"), EXPLANATION, f"written: {options.out}, {numbers}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mnemonics.engine.errors import command
 from mnemonics.engine.files import atomic_write
-from mnemonics.reporting.paper import TABLES, load_paper
+from mnemonics.reporting.paper import TABLES
 from mnemonics.reporting.read import load_all, writing
 from mnemonics.reporting.tables import tabulate
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--table", default="all", choices=("all", *TABLES), help=which)
     add("--out", metavar="PREFIX", help="also write PREFIX.md and PREFIX.csv")
     options = parser.parse_args(arguments)
-    markdown, csv = tabulate(load_all(options.runs), load_paper(), options.table)
+    markdown, csv = tabulate(load_all(options.runs), options.table)
     if options.out:
         with writing(options.out):
             atomic_write(Path(f"{options.out}.md"), markdown.encode())

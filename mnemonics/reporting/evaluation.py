@@ -74,12 +74,9 @@ def to_markdown(result: dict[str, Any]) -> str:
 
 def check_out(folder: Path) -> None:
     """Raises UsageError where the results could not be written: better before the evaluation than after it."""
-    try:
+    with writing(folder):  # a name that is too long
         nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        good = nearest.is_dir() and os.access(nearest, os.W_OK)
-    except OSError:  # a name that is too long
-        good = False
-    if not good:
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise UsageError(f"--out {folder}: cannot be written; name another folder")
 
 

@@ -1,9 +1,8 @@
-"""Figures: curves, heat maps, bars and grids of exemplars, as files, and as SVG inside a page.
+"""Figures: curves, confusion matrices and grids of exemplars, as files, and as SVG inside a page.
 
 A `plot_` function with `axes` plots on them, one with `path` writes a file. All accuracies are in percent.
 """
 
-import html
 import io
 import re
 import warnings
@@ -36,8 +35,7 @@ MARKERS = "osD^v"
 INK, GREY, LINE = "#1b1f24", "#9aa1a9", "#d0d7de"  # text; what is there for comparison; grid
 THEME = {INK: "ink", GREY: "grey", LINE: "line"} | {colour: f"c{i}" for i, colour in enumerate(COLOURS)}  # report.css
 SHARES = LinearSegmentedColormap.from_list("shares", [(*to_rgb(COLOURS[0]), 0.0), (*to_rgb(COLOURS[0]), 1.0)])
-STAGES = ("train", "exemplars", "finetune", "evaluate")  # of a phase, in the order of "seconds" in results.json
-FEW_CLASSES, FEW_PHASES = 20, 11  # up to here each is named, or its number written into its cell
+FEW_CLASSES = 20  # up to here each is named
 # grids of exemplars
 AMPLIFY, MAX_CLASSES, PER_CLASS = 5, 10, 5  # factor of the difference; rows and columns of a panel
 TILE = 64  # side at which a small exemplar is shown, in screen pixels (rounded to a whole multiple of its own)
@@ -56,42 +54,33 @@ class Curve:
     x: Sequence[float]
     y: Sequence[float]
     half: Sequence[float] | None = None
-    colour: str = COLOURS[0]
-    marker: str = ""
+    colour: str | None = None  # None: one of COLOURS, by its place among the curves
     dashed: bool = False
 
 
-def style_of(number: int) -> dict[str, str]:
-    """Colour and marker of a curve: the first 40 are all different."""
-    return {"colour": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-
-
-def paper_curves(runs: Sequence[Results], paper: dict[str, Any]) -> list[Curve]:
+def paper_curves(runs: Sequence[Results]) -> list[Curve]:
     """The curves of the paper's figure 4 that belong to these runs, each once, where the protocol is the paper's."""
     found: dict[str, Curve] = {}
     for results in runs:
-        percents = paper_number(paper, results["config"], "figure4") if same_protocol(results) else None
+        percents = paper_number(results["config"], "figure4") if same_protocol(results) else None
         if percents is not None:
             row = place(results["config"], "figure4")[1]
             label = f"the paper's {row} (figure 4), average {np.mean(percents):.2f}%"
             seen = [phase["classes_seen"] for phase in results["phases"]]
-            style = style_of(len(found)) | {"colour": GREY}
-            found.setdefault(row, Curve(label, seen, percents[: len(seen)], **style))
+            found.setdefault(row, Curve(label, seen, percents[: len(seen)], colour=GREY))
     return list(found.values())
 
 
 def plot_curves(axes: Axes, curves: Sequence[Curve], metric: str = "accuracy") -> None:
-    """Curves of a metric over the number of classes seen, without a legend."""
-    for curve in curves:
-        look = {"color": curve.colour, "marker": curve.marker, "linestyle": "--" if curve.dashed else "-"}
-        axes.plot(curve.x, curve.y, linewidth=1.8, markersize=5, **look)
+    """Curves of a metric over the number of classes seen, without a legend. The first 40 look all different."""
+    for i, curve in enumerate(curves):
+        colour, marker = curve.colour or COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        line = "--" if curve.dashed else "-"
+        axes.plot(curve.x, curve.y, line, color=colour, marker=marker, linewidth=1.8, markersize=5)
         if curve.half is not None:
             low, high = np.subtract(curve.y, curve.half), np.add(curve.y, curve.half)
-            axes.fill_between(curve.x, low, high, color=curve.colour, alpha=0.2, linewidth=0)
-    ticks = sorted({x for curve in curves for x in curve.x})
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
-    if len(ticks) <= FEW_PHASES:
-        axes.set_xticks(ticks)
+            axes.fill_between(curve.x, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=(1, 2, 5, 10), integer=True))
     which = "all classes seen" if metric == "accuracy" else "phase-0 classes"
     axes.set(xlabel="number of classes seen", ylabel=f"accuracy on {which} (%)")
     axes.grid(color=LINE, linewidth=0.6)
@@ -104,12 +93,7 @@ def legend_below(figure: FigureBase, handles: Sequence[Artist], labels: Sequence
         text.set_parse_math(False)  # a $ in the name of a folder is a $
 
 
-# what happened to each class, and how long it took
-
-
-def shares_of_rows(counts: np.ndarray) -> np.ndarray:
-    """Each row of non-negative [n, n] in percent of its sum; rows without any stay 0."""
-    return 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+# what happened to each class
 
 
 def shortened(name: str) -> str:
@@ -124,7 +108,8 @@ def plot_confusion(axes: Axes, counts: np.ndarray, starts: Sequence[int], names:
         starts: first label of each phase; lines are drawn there.
         names: names of the labels, shown where there are few.
     """
-    image = axes.imshow(shares_of_rows(counts), cmap=SHARES, vmin=0, vmax=100, interpolation="none", zorder=2)
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap=SHARES, vmin=0, vmax=100, interpolation="none", zorder=2)
     for start in starts[1:]:
         axes.axhline(start - 0.5, color=LINE, linewidth=0.6)
         axes.axvline(start - 0.5, color=LINE, linewidth=0.6)
@@ -133,38 +118,6 @@ def plot_confusion(axes: Axes, counts: np.ndarray, starts: Sequence[int], names:
         axes.set_yticks(range(len(names)), map(shortened, names), parse_math=False)
     axes.set(xlabel="predicted class, in class order", ylabel="true class, in class order")
     return image
-
-
-def plot_origin(axes: Axes, by_phase: Sequence[Sequence[float]]) -> None:
-    """Accuracy by phase of origin: row i shows, after phase i, the accuracy on the classes of each phase up to i."""
-    count = len(by_phase)
-    grid = np.full((count, count), np.nan)
-    for row, percents in enumerate(by_phase):
-        grid[row, : len(percents)] = percents
-    axes.pcolormesh(grid, cmap=SHARES, vmin=0, vmax=100, edgecolors=LINE, linewidth=0.4)
-    if count <= FEW_PHASES:
-        for (row, column), value in np.ndenumerate(grid):
-            if not np.isnan(value):
-                look = {"fontsize": 8, "color": "white" if value > 60 else INK}
-                axes.text(column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center", **look)
-    shown = np.arange(0, count, 1 if count <= FEW_PHASES else 5)
-    axes.set_xticks(shown + 0.5, shown)
-    axes.set_yticks(shown + 0.5, shown)
-    axes.set(xlabel="classes that were new in phase", ylabel="after phase", aspect="equal")
-    axes.invert_yaxis()
-
-
-def plot_seconds(axes: Axes, phases: Sequence[dict[str, Any]]) -> None:
-    """A bar for each phase, its stages on top of each other in the colours of `style_of`."""
-    numbers, below = [phase["phase"] for phase in phases], np.zeros(len(phases))
-    for i, stage in enumerate(STAGES):
-        seconds = np.array([phase["seconds"].get(stage, 0.0) for phase in phases])
-        axes.bar(numbers, seconds, bottom=below, color=COLOURS[i], width=0.7)
-        below += seconds
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
-    axes.set(xlabel="phase", ylabel="seconds")
-    axes.grid(color=LINE, linewidth=0.6, axis="y")
-    axes.set_axisbelow(True)
 
 
 # exemplars
@@ -179,9 +132,10 @@ def plot_exemplars(before: Tensor, after: Tensor, labels: Tensor, class_names: S
         labels: int64 [n], positions in the class order.
         class_names: the name of each label.
     """
-    panels = {"before": before, "after": after, f"difference x{AMPLIFY}": amplified_change(before, after)}
-    if before.equal(after):
-        panels = {"exemplars": after}
+    panels = {"exemplars": after}
+    if not before.equal(after):
+        change = 128 + AMPLIFY * (after.int() - before.int())  # signed: uint8 arithmetic would wrap around
+        panels = {"before": before, "after": after, f"difference x{AMPLIFY}": change.clamp(0, 255).byte()}
     rows = rows_of_classes(labels)
     names, grids = [shortened(class_names[label]) for label in rows], [grid_of(p, rows) for p in panels.values()]
     left, step = 2 * MARGIN + LETTER * max(map(len, names)), max(grids[0].shape[1], TITLE_WIDTH) + 2 * MARGIN
@@ -195,12 +149,6 @@ def plot_exemplars(before: Tensor, after: Tensor, labels: Tensor, class_names: S
         y = height - (i + 0.5) * grids[0].shape[0] / len(names)
         figure.text(left - MARGIN, y, name, ha="right", **look)
     save_figure(figure, path)
-
-
-def amplified_change(before: Tensor, after: Tensor) -> Tensor:
-    """128 + AMPLIFY * (after - before) of uint8 tensors of one shape, clipped to 0..255: grey where nothing changed."""
-    change = after.int() - before.int()  # signed: uint8 arithmetic would wrap around
-    return (128 + AMPLIFY * change).clamp(0, 255).to(torch.uint8)
 
 
 def evenly(items: Sequence[Any], count: int) -> list[Any]:
@@ -235,11 +183,9 @@ def enlarged(images: Tensor) -> Tensor:
 
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write the figure as what the name of the file says (PNG, PDF): whole, or not at all, and without the date."""
-    path, buffer = Path(path), io.BytesIO()
-    kind = path.suffix.removeprefix(".").lower()
-    metadata = {"CreationDate": None} if kind == "pdf" else {}
-    figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-    atomic_write(path, buffer.getvalue())
+    kind, buffer = Path(path).suffix[1:].lower(), io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=DPI, metadata={"CreationDate": None} if kind == "pdf" else {})
+    atomic_write(Path(path), buffer.getvalue())
 
 
 # inside a page
@@ -257,12 +203,13 @@ def figure_for_page(height: float = 3.1) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def to_svg(figure: Figure, name: str, alt: str) -> Markup:
-    """The figure as an <svg> element, whose colours are those of the page; the same figure gives the same text.
+def to_html(figure: Figure, name: str, caption: str) -> Markup:
+    """The figure as a <figure> element with an SVG whose colours are those of the page; the same figure gives the same
+    text.
 
     Args:
         name: different for each figure of a page, so that their ids are.
-        alt: what it shows, for those who do not see it.
+        caption: stands below it, and tells what it shows to those who do not see it.
     """
     buffer = io.StringIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": name, "image.composite_image": False}
@@ -273,5 +220,6 @@ def to_svg(figure: Figure, name: str, alt: str) -> Markup:
     svg = re.sub(r'<g id="[^"]*"', "<g", buffer.getvalue())  # nothing refers to them, and all figures have the same
     svg = re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda c: f"var(--{THEME[c[0]]}, {c[0]})" if c[0] in THEME else c[0], svg)
     size = re.search(r'viewBox="[^"]*"', svg)[0]
-    inside = svg[svg.index(">", svg.index("<svg")) + 1 :]
-    return Markup(f'<svg role="img" aria-label="{html.escape(alt)}" {size}>{inside}')
+    inside = Markup(svg[svg.index(">", svg.index("<svg")) + 1 :])
+    element = '<figure>\n<svg role="img" aria-label="{0}" {1}>{2}\n<figcaption>{0}</figcaption>\n</figure>'
+    return Markup(element).format(caption, Markup(size), inside)

@@ -1,31 +1,30 @@
 """One page on one run or several (report.html): everything is inside it, it has no script and needs no network.
 
-`page` is a pure function of what runs left behind. Every number comes from results.json; the template escapes all text.
+Every number comes from results.json; the template escapes all text.
 """
 
 import base64
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mnemonics.engine.files import atomic_write
-from mnemonics.experiment.results import Confusion, read_confusion
+from mnemonics.experiment.results import read_confusion
 from mnemonics.reporting import figures, text
-from mnemonics.reporting.paper import differences, load_paper, paper_number, same_protocol
-from mnemonics.reporting.read import exemplar_pictures, load_results, run_names
-from mnemonics.reporting.text import SUMMARY, Results, Rows, percent
+from mnemonics.reporting.paper import differences, paper_number, same_protocol
+from mnemonics.reporting.read import load_results, run_names
+from mnemonics.reporting.text import SUMMARY, Results, Rows, percent, with_header
 
 PICTURES = 4  # of exemplars: so many in a page on one run, fewer per run in one on several
-IN_PAPER = ("average_accuracy", "forgetting")  # of SUMMARY
+STAGES = ("train", "exemplars", "finetune", "evaluate")  # of a phase, in the order of "seconds" in results.json
+FEW_PHASES = 11  # up to here the number of each is written into its cell
 BLANK_TO_FULL = "Colour: from 0% (none) to 100% (full)."
-IMAGE = Markup('<div class="scroll" tabindex="0" role="region" aria-label="picture"><img class="exemplars" alt="{}" '
-               'src="data:image/png;base64,{}"></div>')  # fmt: skip
 METRICS = {  # key of a phase -> (key of the summary, its words in a legend, caption of the curves)
     "accuracy": (
         "average_accuracy",
@@ -41,81 +40,55 @@ METRICS = {  # key of a phase -> (key of the summary, its words in a legend, cap
 }
 
 
-@dataclass(frozen=True)
-class ReportedRun:
-    """What a page shows of a run."""
-
-    name: str
-    results: Results
-    pictures: dict[int, bytes]  # phase -> PNG of exemplars
-    confusion: Confusion | None
-
-
-class Illustration(NamedTuple):
-    """A figure of the page with its caption; or a sentence alone."""
-
-    caption: str
-    html: Markup = Markup()
-
-
 def write_report(paths: Sequence[Path], out: Path) -> None:
-    """Write the page on these runs (folders, or results files) to `out`: whole, or not at all.
+    """Write the page on these runs (folders, or results files) to `out`: whole, or not at all; the same runs give the
+    same page.
 
     Raises:
         UsageError: naming the file, for a run that cannot be used.
         OSError: if `out` cannot be written.
     """
-    pictures = max(1, PICTURES // len(paths))
-    runs = [loaded(path, name, pictures) for path, name in zip(paths, run_names(paths), strict=True)]
-    atomic_write(out, page(runs, load_paper()).encode())
-
-
-def loaded(path: Path, name: str, pictures: int) -> ReportedRun:
-    """A run folder (or results file) with up to `pictures` of its exemplars, evenly spaced over the phases."""
-    found = exemplar_pictures(path)  # none beside a file
-    chosen = {phase: found[phase].read_bytes() for phase in figures.evenly(list(found), pictures)}
-    return ReportedRun(name, load_results(path), chosen, read_confusion(path))
-
-
-def page(runs: Sequence[ReportedRun], paper: dict[str, Any]) -> str:
-    """The HTML; the same runs give the same text. `paper` is the content of paper_results.json."""
+    runs = list(zip(run_names(paths), map(load_results, paths), strict=True))
+    configs = [results["config"] for _, results in runs]
+    differing = text.differing_settings(configs)
+    same = configs[0].keys() - {row[0] for row in differing}
+    measured = dict.fromkeys(classifier for _, results in runs for classifier in text.classifiers(results))
+    several, pictures = len(runs) > 1, max(1, PICTURES // len(runs))
     templates = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
-    named, configs = [(run.name, run.results) for run in runs], [run.results["config"] for run in runs]
-    differing = text.differing_settings(configs)
-    same = configs[0].keys() - {row[0] for row in differing}
-    measured = dict.fromkeys(classifier for run in runs for classifier in text.classifiers(run.results))
-    return environment.get_template("report.html").render(
-        title=f"Comparison of {len(runs)} runs" if len(runs) > 1 else runs[0].name,
-        parts=[part(run, f"r{i}", paper) for i, run in enumerate(runs)],
-        curves=[curve_figure(named, metric, paper) for metric in METRICS],
-        comparison=text.comparison_rows(named) if len(runs) > 1 else [],
-        differing=[["setting", *(run.name for run in runs)], *differing] if differing else [],
+    page = environment.get_template("report.html").render(
+        title=f"Comparison of {len(runs)} runs" if several else runs[0][0],
+        parts=[part(path, *run, pictures) for path, run in zip(paths, runs, strict=True)],
+        curves=[curve_figure(runs, metric) for metric in METRICS],
+        comparison=text.comparison_rows(runs) if several else [],
+        differing=[["setting", *(name for name, _ in runs)], *differing] if differing else [],
         settings=[(name, text.in_words(value)) for name, value in configs[0].items() if name in same],
         definitions=[
-            *(text.OF_SEVERAL if len(runs) > 1 else text.definitions(runs[0].results)),
+            *(text.OF_SEVERAL if several else text.definitions(runs[0][1])),
             *(text.CLASSIFIERS[name] for name in measured),
         ],
     )
+    atomic_write(out, page.encode())
 
 
-def part(run: ReportedRun, name: str, paper: dict[str, Any]) -> dict[str, Any]:
-    """What the page shows of one run. `name` is for the ids of its figures."""
-    results, config = run.results, run.results["config"]
+def part(path: Path, name: str, results: Results, pictures: int) -> dict[str, Any]:
+    """What the page shows of one run (folder, or results file), with up to `pictures` of its exemplars."""
+    config = results["config"]
     transfer = text.in_words(bool(config.get("weight_transfer")))
-    in_paper = any(paper_number(paper, config, table) is not None for table in ("all", "figure4"))
+    in_paper = any(paper_number(config, table) is not None for table in ("all", "figure4"))
     order = {"class order": ", ".join(map(str, results["class_order"])), "its SHA-256": results["class_order_sha256"]}
     return {
-        "name": run.name,
+        "name": name,
         "title": f"{text.title_of(results)}; {text.budget(config)}; weight transfer {transfer}",
         "unfinished": "" if text.is_finished(results) else f"{text.finished_phases(results)} phases are finished",
         "deviations": "; ".join(differences(results)) if in_paper and same_protocol(results) else "",
-        "summary": summary_rows(results, paper),
+        "summary": summary_rows(results),
         "phases": text.phase_rows(results),
         "origin": origin_figure(results, f"{name}-origin"),
-        "confusion": confusion_figure(run, f"{name}-confusion"),
-        "exemplars": exemplar_figures(run),
+        "confusion": confusion_figure(path, results, f"{name}-confusion"),
+        "exemplars": exemplars_of(path, results, pictures),
+        "optimised": config["exemplars"] == "mnemonics",
         "losses": loss_rows(results),
         "time": time_figure(results, f"{name}-time"),
         "seconds": time_rows(results),
@@ -126,13 +99,11 @@ def part(run: ReportedRun, name: str, paper: dict[str, Any]) -> dict[str, Any]:
 # tables
 
 
-def summary_rows(results: Results, paper: dict[str, Any]) -> Rows:
+def summary_rows(results: Results) -> Rows:
     """The summary of each classifier. Beside it the paper's numbers, where all phases are finished and the protocol
     is the paper's."""
-    rows, theirs = text.summary_rows(results), []
-    if text.is_finished(results) and same_protocol(results):
-        theirs = [paper_number(paper, results["config"], "all", key) if key in IN_PAPER else None for key in SUMMARY]
-    if not any(theirs):
+    rows, theirs = text.summary_rows(results), [paper_number(results["config"], "all", key) for key in SUMMARY]
+    if not (any(theirs) and text.is_finished(results) and same_protocol(results)):
         return rows
     column = [f"{results['headline'].upper()} in the paper", *map(percent, theirs)]
     return [[*row, cell] for row, cell in zip(rows, column, strict=True)]
@@ -140,82 +111,100 @@ def summary_rows(results: Results, paper: dict[str, Any]) -> Rows:
 
 def loss_rows(results: Results) -> Rows:
     """Validation loss of the new exemplars of each phase, and how far they moved; nothing if they are real images."""
-    rows = [["phase", "loss before", "loss after", "loss as 8-bit pixels", "mean change, grey levels"]]
-    for phase in results["phases"]:
-        if losses := phase.get("exemplar_validation_loss"):
-            values = [f"{losses[key]:.4f}" for key in ("start", "optimised", "rounded")]
-            rows.append([str(phase["phase"]), *values, percent(phase.get("exemplar_change_grey_levels"))])
-    return rows if len(rows) > 1 else []
+    rows = [
+        {
+            "phase": phase["phase"],
+            "loss before": f"{losses['start']:.4f}",
+            "loss after": f"{losses['optimised']:.4f}",
+            "loss as 8-bit pixels": f"{losses['rounded']:.4f}",
+            "mean change, grey levels": percent(phase.get("exemplar_change_grey_levels")),
+        }
+        for phase in results["phases"]
+        if (losses := phase.get("exemplar_validation_loss"))
+    ]
+    return with_header(rows)
 
 
 def time_rows(results: Results) -> Rows:
     """Seconds of each stage, peak memory, and what the pixels of the exemplars take, for each phase."""
-    rows = [["phase", *(f"{stage}, s" for stage in figures.STAGES), "total, s", "peak, MiB", "stored, KiB"]]
-    for phase in results["phases"]:
-        seconds = [*map(phase["seconds"].get, figures.STAGES), sum(phase["seconds"].values())]
-        sizes = [f"{phase['peak_memory_bytes'] / 2**20:.0f}", f"{phase['exemplar_bytes'] / 2**10:.1f}"]
-        rows.append([str(phase["phase"]), *map(percent, seconds), *sizes])
-    return rows
+    rows = [
+        {
+            "phase": phase["phase"],
+            **{f"{stage}, s": percent(phase["seconds"].get(stage)) for stage in STAGES},
+            "total, s": percent(sum(phase["seconds"].values())),
+            "peak, MiB": f"{phase['peak_memory_bytes'] / 2**20:.0f}",
+            "stored, KiB": f"{phase['exemplar_bytes'] / 2**10:.1f}",
+        }
+        for phase in results["phases"]
+    ]
+    return with_header(rows)
 
 
 # figures
 
 
-def illustration(figure: Figure, name: str, caption: str) -> Illustration:
-    return Illustration(caption, figures.to_svg(figure, name, caption))
-
-
 def measured_curves(runs: Sequence[tuple[str, Results]], metric: str) -> list[figures.Curve]:
     """A metric against the number of classes seen. Several runs: the headline classifier of each. A single run: all its
     classifiers, those that are not the headline one dashed."""
-    only, (summary, words, _) = runs[0][1], METRICS[metric]
-    chosen = [(f"{name}: {results['headline'].upper()}", results, results["headline"]) for name, results in runs]
-    if len(runs) == 1:
-        chosen = [
-            (key.upper() + " (headline)" * (key == only["headline"]), only, key) for key in text.classifiers(only)
-        ]
-    return [
-        figures.Curve(
-            f"{label}, {words.format(percent(results['summary'][summary][key]))}",
-            [phase["classes_seen"] for phase in results["phases"]],
-            [phase[metric][key] for phase in results["phases"]],
-            dashed=key != results["headline"],
-            **figures.style_of(i),
-        )
-        for i, (label, results, key) in enumerate(chosen)
-    ]
+    curves, (summary, words, _) = [], METRICS[metric]
+    for name, results in runs:
+        headline, alone = results["headline"], len(runs) == 1
+        for key in text.classifiers(results) if alone else [headline]:
+            label = key.upper() + " (headline)" * (key == headline) if alone else f"{name}: {key.upper()}"
+            curve = figures.Curve(
+                f"{label}, {words.format(percent(results['summary'][summary][key]))}",
+                [phase["classes_seen"] for phase in results["phases"]],
+                [phase[metric][key] for phase in results["phases"]],
+                dashed=key != headline,
+            )
+            curves.append(curve)
+    return curves
 
 
-def curve_figure(runs: Sequence[tuple[str, Results]], metric: str, paper: dict[str, Any]) -> Illustration:
+def curve_figure(runs: Sequence[tuple[str, Results]], metric: str) -> Markup:
     """A metric of all runs over the classes seen; the paper's accuracies in grey where the protocol is the same."""
     curves = measured_curves(runs, metric)
     if metric == "accuracy":
-        curves += figures.paper_curves([results for _, results in runs], paper)
+        curves += figures.paper_curves([results for _, results in runs])
     labels = [textwrap.fill(curve.label, 58) for curve in curves]
     figure, axes = figures.figure_for_page(2.8 + 0.16 * sum(label.count("\n") + 1 for label in labels))
     figures.plot_curves(axes, curves, metric)
     figures.legend_below(figure, axes.lines, labels, fontsize=8)
-    return illustration(figure, metric, METRICS[metric][2])
+    return figures.to_html(figure, metric, METRICS[metric][2])
 
 
-def origin_figure(results: Results, name: str) -> Illustration:
-    """What is left of the classes of each phase."""
-    headline = results["headline"]
+def origin_figure(results: Results, name: str) -> Markup:
+    """Accuracy by phase of origin: row i shows, after phase i, the accuracy on the classes of each phase up to i."""
+    headline, count = results["headline"], len(results["phases"])
+    figure, axes = figures.figure_for_page(height=3.6)
+    grid = np.full((count, count), np.nan)
+    for row, phase in enumerate(results["phases"]):
+        percents = phase["accuracy_by_phase_of_origin"][headline]
+        grid[row, : len(percents)] = percents
+    axes.pcolormesh(grid, cmap=figures.SHARES, vmin=0, vmax=100, edgecolors=figures.LINE, linewidth=0.4)
+    if count <= FEW_PHASES:
+        for (row, column), value in np.ndenumerate(grid):
+            if not np.isnan(value):
+                look = {"fontsize": 8, "color": "white" if value > 60 else figures.INK}
+                axes.text(column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center", **look)
+    shown = np.arange(0, count, 1 if count <= FEW_PHASES else 5)
+    axes.set_xticks(shown + 0.5, shown)
+    axes.set_yticks(shown + 0.5, shown)
+    axes.set(xlabel="classes that were new in phase", ylabel="after phase", aspect="equal")
+    axes.invert_yaxis()
     caption = (
         f"{headline.upper()} accuracy (%) on the test images of the classes that were new in each phase (column), "
         f"after each phase (row). {BLANK_TO_FULL}"
     )
-    figure, axes = figures.figure_for_page(height=3.6)
-    figures.plot_origin(axes, [phase["accuracy_by_phase_of_origin"][headline] for phase in results["phases"]])
-    return illustration(figure, name, caption)
+    return figures.to_html(figure, name, caption)
 
 
-def confusion_figure(run: ReportedRun, name: str) -> Illustration:
-    """The confusion matrix, or why there is none."""
-    found = run.confusion
+def confusion_figure(path: Path, results: Results, name: str) -> Markup | None:
+    """The confusion matrix; None where the run folder has none."""
+    found = read_confusion(path)
     if found is None:
-        return Illustration("No confusion matrix: there is no confusion.json beside the results.")
-    seen = [phase["classes_seen"] for phase in run.results["phases"]]
+        return None
+    seen = [phase["classes_seen"] for phase in results["phases"]]
     starts = [0, *(count for count in seen if count < len(found.class_names))]
     caption = (
         f"{found.classifier.upper()} after phase {found.phase}: test images of the true class (row) by predicted class "
@@ -226,25 +215,28 @@ def confusion_figure(run: ReportedRun, name: str) -> Illustration:
         caption += f" Of the old classes' images, {as_new:.2f}% are taken for a class of the last phase."
     figure, axes = figures.figure_for_page(height=4.4)
     figures.plot_confusion(axes, found.counts, starts, found.class_names)
-    return illustration(figure, name, caption)
+    return figures.to_html(figure, name, caption)
 
 
-def time_figure(results: Results, name: str) -> Illustration:
-    """Where the time went."""
+def time_figure(results: Results, name: str) -> Markup:
+    """Where the time went: a bar for each phase, its stages on top of each other."""
     figure, axes = figures.figure_for_page()
-    figures.plot_seconds(axes, results["phases"])
-    sums = {stage: sum(phase["seconds"].get(stage, 0.0) for phase in results["phases"]) for stage in figures.STAGES}
-    figures.legend_below(figure, axes.containers, [f"{stage}: {s:.2f} s" for stage, s in sums.items()], ncols=2)
-    caption = f"Seconds of each stage of a phase; {sum(sums.values()):.2f} s in all."
-    return illustration(figure, name, caption)
+    numbers, labels = [phase["phase"] for phase in results["phases"]], []
+    below = np.zeros(len(numbers))
+    for colour, stage in zip(figures.COLOURS, STAGES, strict=False):
+        seconds = np.array([phase["seconds"].get(stage, 0.0) for phase in results["phases"]])
+        axes.bar(numbers, seconds, bottom=below, color=colour, width=0.7)
+        labels.append(f"{stage}: {seconds.sum():.2f} s")
+        below += seconds
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+    axes.set(xlabel="phase", ylabel="seconds", axisbelow=True)
+    axes.grid(color=figures.LINE, linewidth=0.6, axis="y")
+    figures.legend_below(figure, axes.containers, labels, ncols=2)
+    return figures.to_html(figure, name, f"Seconds of each stage of a phase; {below.sum():.2f} s in all.")
 
 
-def exemplar_figures(run: ReportedRun) -> list[Illustration]:
-    """The pictures of exemplars; a sentence alone where there is none."""
-    optimised = run.results["config"]["exemplars"] == "mnemonics"
-    what = "real images they started from | optimised | amplified difference" if optimised else "real images, as chosen"
-    found = []
-    for phase, png in run.pictures.items():
-        caption = f"New exemplars of phase {phase}: {what}. A row per class."
-        found.append(Illustration(caption, IMAGE.format(caption, base64.b64encode(png).decode())))
-    return found or [Illustration("No pictures of exemplars: there is no exemplars_phase_<i>.png beside the results.")]
+def exemplars_of(path: Path, results: Results, count: int) -> dict[int, str]:
+    """phase -> picture of its new exemplars (PNG in base64): up to `count`, evenly spaced over the phases."""
+    pictures = {phase["phase"]: path / f"exemplars_phase_{phase['phase']}.png" for phase in results["phases"]}
+    found = [phase for phase, picture in pictures.items() if picture.is_file()]
+    return {phase: base64.b64encode(pictures[phase].read_bytes()).decode() for phase in figures.evenly(found, count)}

@@ -1,8 +1,9 @@
 """What in the paper stands beside a run, and in which settings the run differs from the paper's.
 
-Functions of the "config" of results.json and of `paper`, the content of paper_results.json.
+Functions of the "config" of results.json and of the paper's numbers in paper_results.json.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,11 @@ from mnemonics.exemplars.methods import EXEMPLARS
 from mnemonics.reporting import text
 from mnemonics.reporting.text import Results
 
-PAPER_FILE = Path(__file__).with_name("paper_results.json")
-TABLES = {
+TABLES = {  # --table -> key of paper_results.json
     "table1": "table1",
     "table2": "table2_lucir_with_weight_transfer",
     "figure4": "figure4_accuracy_per_phase",
-}  # --table -> key of `paper`
+}
 DATASETS = {"cifar100": "cifar100", "imagenet_sub": "imagenet_subset", "imagenet": "imagenet"}  # ours -> the paper's
 TRAIN_IMAGES = {"cifar100": 500}  # per class; a smaller copy of the data is not the paper's data
 NOT_GIVEN = {"nb_cl_fg": "half of all", "max_images_per_class": "all"}
@@ -30,9 +30,10 @@ ORDER = [  # of the rows in the tables of the paper
 ]
 
 
+@functools.cache
 def load_paper() -> dict[str, Any]:
     """The paper's numbers."""
-    return json.loads(PAPER_FILE.read_text(encoding="utf-8"))
+    return json.loads(Path(__file__).with_name("paper_results.json").read_text(encoding="utf-8"))
 
 
 # which settings count, and the paper's
@@ -54,25 +55,22 @@ def adjusted(config: dict[str, Any]) -> bool:
     return not is_bound(config) and (always or (optimises(config) and not config["no_adjust"]))
 
 
-def parts_of(config: dict[str, Any]) -> set[str]:
-    """The parts that a run has, as `Setting.used_by` names them."""
-    parts = {
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the numbers of a run depend on, its seed apart; older runs have defaults for newer settings."""
+    known = {name: value for name, value in config.items() if name in SETTINGS}
+    complete = vars(resolved(ExperimentConfig(**known), is_bound(config)))
+    parts = {  # that a run has, as `Setting.used_by` names them
+        config["baseline"]: True,
         "memory": not is_bound(config),
         "optimises": optimises(config),
         "adjusts": adjusted(config),
         "finetunes": config["finetune_epochs"] > 0,
     }
-    return {config["baseline"], *(name for name, there in parts.items() if there)}
-
-
-def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the numbers of a run depend on, its seed apart; older runs have defaults for newer settings."""
-    known, parts = {name: value for name, value in config.items() if name in SETTINGS}, parts_of(config)
-    complete = vars(resolved(ExperimentConfig(**known), is_bound(config)))
     values = {
         name: complete[name]
-        for name, known in SETTINGS.items()
-        if known.affects_results and known.compared and (not known.used_by or parts & set(known.used_by.split()))
+        for name, setting in SETTINGS.items()
+        if setting.affects_results and setting.compared
+        if not setting.used_by or any(parts.get(part) for part in setting.used_by.split())
     }
     first, later = config.get("nb_cl_fg"), config.get("nb_cl")
     if first is not None and later is not None and first == (first + config["nb_phases"] * later) // 2:
@@ -156,12 +154,13 @@ def place(config: dict[str, Any], table: str) -> tuple[str, str] | None:
     return next(((t, rows[t]) for t in (both if table == "all" else (table,)) if t in rows), None)
 
 
-def paper_number(paper: dict, config: dict[str, Any], table: str, metric: str = "average_accuracy") -> Any:
+def paper_number(config: dict[str, Any], table: str, metric: str = "average_accuracy") -> Any:
     """The paper's number (in figure 4: the list of its numbers), None where it has none."""
     where = place(config, table)
     if where is None:
         return None
     dataset, phases = DATASETS.get(config["dataset"], ""), str(config["nb_phases"])
+    numbers = load_paper()[TABLES[where[0]]]
     if table == "figure4":
-        return paper[TABLES[table]].get(dataset, {}).get(phases, {}).get(where[1])
-    return paper[TABLES[where[0]]][metric][where[1]].get(dataset, {}).get(phases)
+        return numbers.get(dataset, {}).get(phases, {}).get(where[1])
+    return numbers.get(metric, {}).get(where[1], {}).get(dataset, {}).get(phases)

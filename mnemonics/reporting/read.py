@@ -1,7 +1,7 @@
 """What runs left behind, for those who report on it, and errors of writing a report."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import starmap
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,14 @@ def load_results(run: Path) -> Results:
 
 def schema_of(classifiers: set[str]) -> dict[str, Any]:
     """What is read of results.json, see `missing`."""
-    number = (int, float)
-    each = dict.fromkeys(classifiers, number)
+    each = dict.fromkeys(classifiers, (int, float))
     phase = {
         **dict.fromkeys(("phase", "classes_seen", "exemplar_bytes", "peak_memory_bytes"), int),
         "train_images": {"new": int, "old": int},
         "exemplars_per_class": {"min": int, "max": int},
         "accuracy": each,
         "phase0_accuracy": each,
-        "accuracy_by_phase_of_origin": {name: [number] for name in classifiers},
+        "accuracy_by_phase_of_origin": {name: [(int, float)] for name in classifiers},
         "seconds": dict,
     }
     summary = dict.fromkeys(("average_accuracy", "last_accuracy", "forgetting"), each)
@@ -59,14 +58,13 @@ def missing(value: Any, schema: Any, name: str = "content") -> str:
         schema: a type or several; or a dict with the keys that are needed and the schema of each value; or a list with
             the schema of all entries.
     """
-    nested = isinstance(schema, dict | list)
-    if not isinstance(value, type(schema) if nested else schema):
+    if not isinstance(value, type(schema) if isinstance(schema, dict | list) else schema):
         return f"{name} is missing or of the wrong type"
-    parts: Iterable = ()
+    parts = []
     if isinstance(schema, dict):
-        parts = ((value.get(key), part, f"{name}.{key}") for key, part in schema.items())
+        parts = [(value.get(key), part, f"{name}.{key}") for key, part in schema.items()]
     elif isinstance(schema, list):
-        parts = ((entry, schema[0], f"{name}[{i}]") for i, entry in enumerate(value))
+        parts = [(entry, schema[0], f"{name}[{i}]") for i, entry in enumerate(value)]
     return next(filter(None, starmap(missing, parts)), "")
 
 
@@ -95,12 +93,6 @@ def run_names(runs: Sequence[Path]) -> list[str]:
     """The name of each folder (or file, without its ending), or the paths as given where two have the same name."""
     names = [run.stem if run.is_file() else run.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
-
-
-def exemplar_pictures(folder: Path) -> dict[int, Path]:
-    """phase -> exemplars_phase_<i>.png, in the order of the phases."""
-    found = {path.stem.removeprefix("exemplars_phase_"): path for path in folder.glob("exemplars_phase_*.png")}
-    return dict(sorted((int(phase), path) for phase, path in found.items() if phase.isdecimal()))
 
 
 @contextlib.contextmanager

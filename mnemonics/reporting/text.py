@@ -11,7 +11,7 @@ from typing import Any
 from mnemonics.config.fields import SETTINGS
 
 Results = dict[str, Any]  # the content of results.json
-Rows = list[list[str]]  # the cells of a table, the first row its header
+Rows = list[list[Any]]  # the cells of a table, the first row its header
 CLASSIFIERS = {
     "cnn": "CNN = the class with the largest output of the network",
     "nme": "NME = nearest mean of exemplars: the class whose mean exemplar feature is nearest to the image's (cosine)",
@@ -43,7 +43,7 @@ def render_table(rows: Sequence[Sequence[Any]], style: str = "text", left: int =
     """The one renderer of tables (the page has the same rows in its template).
 
     Args:
-        rows: cells, the first row is the header; strings, for "csv" any values (None: an empty cell).
+        rows: cells, the first row is the header (in "csv", None is an empty cell).
         style: "text" (columns as wide as their widest cell), "markdown" (the same, padded) or "csv".
         left: of "text", how many columns are flush left; the others are flush right.
     """
@@ -51,14 +51,19 @@ def render_table(rows: Sequence[Sequence[Any]], style: str = "text", left: int =
         file = io.StringIO()
         csv.writer(file, lineterminator="\n").writerows(rows)
         return file.getvalue()
+    rows = [list(map(str, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if style == "markdown":
-        rule = ["-" * width for width in widths]
-        padded = [map(str.ljust, row, widths) for row in (rows[0], rule, *rows[1:])]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
-    align = [str.ljust if i < left else str.rjust for i in range(len(widths))]
-    lines = [[fit(*cell) for fit, *cell in zip(align, row, widths, strict=True)] for row in rows]
-    return "\n".join("  ".join(cells).rstrip() for cells in lines)
+        rows.insert(1, ["-" * width for width in widths])
+        return "\n".join(f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows)
+    flush = [str.ljust if i < left else str.rjust for i in range(len(widths))]
+    lines = ["  ".join(pad(*cell) for pad, *cell in zip(flush, row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def with_header(rows: Sequence[dict[str, Any]]) -> Rows:
+    """The rows of a table, each given as column -> cell, below their header; nothing for no rows."""
+    return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
 
 
 # words
@@ -133,26 +138,23 @@ def definitions(results: Results) -> list[str]:
 
 def phase_rows(results: Results) -> Rows:
     """A row per finished phase."""
-    shown, headline = starred(results), results["headline"]
-    columns = {name: f"{title} %" for name, title in shown.items()}
+    shown, headline, rows = starred(results), results["headline"], []
+    columns = {f"{title} %": name for name, title in shown.items()}
     if results["config"]["finetune_epochs"]:
-        columns |= {f"{name}_before_finetune": f"{title} before %" for name, title in shown.items()}
-    phase0 = f"phase-0 classes {shown[headline]} %"
-    rows = [["phase", "classes", "train images", "exemplars/class", *columns.values(), phase0, "seconds"]]
+        columns |= {f"{title} before %": f"{name}_before_finetune" for name, title in shown.items()}
     for phase in results["phases"]:
         kept, images = phase["exemplars_per_class"], phase["train_images"]
-        rows.append(
-            [
-                str(phase["phase"]),
-                str(phase["classes_seen"]),
-                f"{images['new']} + {images['old']}",
-                f"{kept['min']}-{kept['max']}" if kept["min"] < kept["max"] else str(kept["min"]),
-                *(percent(phase["accuracy"].get(key)) for key in columns),
-                percent(phase["phase0_accuracy"][headline]),
-                f"{sum(phase['seconds'].values()):.1f}",
-            ]
-        )
-    return rows
+        row = {
+            "phase": phase["phase"],
+            "classes": phase["classes_seen"],
+            "train images": f"{images['new']} + {images['old']}",
+            "exemplars/class": f"{kept['min']}-{kept['max']}" if kept["min"] < kept["max"] else kept["min"],
+            **{title: percent(phase["accuracy"].get(name)) for title, name in columns.items()},
+            f"phase-0 classes {shown[headline]} %": percent(phase["phase0_accuracy"][headline]),
+            "seconds": f"{sum(phase['seconds'].values()):.1f}",
+        }
+        rows.append(row)
+    return with_header(rows)
 
 
 def summary_rows(results: Results) -> Rows:
@@ -174,42 +176,35 @@ def results_table(results: Results) -> str:
 def comparison_rows(runs: Sequence[tuple[str, Results]]) -> Rows:
     """A row per run: accuracy of its headline classifier after each phase, average accuracy and forgetting. Runs with
     fewer phases are padded with blanks."""
-    longest = max(len(results["phases"]) for _, results in runs)
-    rows = [["run", "exemplars", "classifier", *(f"phase {i}" for i in range(longest)), "average", "forgetting"]]
+    longest, rows = max(len(results["phases"]) for _, results in runs), []
     for name, results in runs:
-        headline, summary, done = results["headline"], results["summary"], len(results["phases"])
-        rows.append(
-            [
-                name if is_finished(results) else f"{name} ({finished_phases(results)} phases)",
-                budget(results["config"]),
-                headline.upper(),
-                *(percent(phase["accuracy"][headline]) for phase in results["phases"]),
-                *[""] * (longest - done),
-                percent(summary["average_accuracy"][headline]),
-                percent(summary["forgetting"][headline]),
-            ]
-        )
-    return rows
-
-
-def changes_numbers(setting: str) -> bool:
-    return setting not in SETTINGS or SETTINGS[setting].affects_results
+        headline, summary = results["headline"], results["summary"]
+        accuracies = [percent(phase["accuracy"][headline]) for phase in results["phases"]]
+        accuracies += [""] * (longest - len(accuracies))
+        row = {
+            "run": name if is_finished(results) else f"{name} ({finished_phases(results)} phases)",
+            "exemplars": budget(results["config"]),
+            "classifier": headline.upper(),
+            **{f"phase {i}": accuracy for i, accuracy in enumerate(accuracies)},
+            "average": percent(summary["average_accuracy"][headline]),
+            "forgetting": percent(summary["forgetting"][headline]),
+        }
+        rows.append(row)
+    return with_header(rows)
 
 
 def differing_settings(configs: Sequence[dict[str, Any]]) -> Rows:
-    """A row for each setting in which these runs differ, without a header: its name and the value of each run. First
-    those that can change a number."""
+    """A row for each setting in which these runs differ, without a header: its name and the value of each run."""
     names = dict.fromkeys(name for config in configs for name in config)
     rows = [[name, *(in_words(config.get(name)) for config in configs)] for name in names]
-    return sorted((row for row in rows if len(set(row[1:])) > 1), key=lambda row: not changes_numbers(row[0]))
+    return [row for row in rows if len(set(row[1:])) > 1]
 
 
 def comparison_table(runs: Sequence[tuple[str, Results]]) -> str:
     """`comparison_rows` of (name, content of results.json), and the settings that can change a number in which these
     runs differ."""
-    differing = differing_settings([results["config"] for _, results in runs])
-    lines = [
-        *OF_SEVERAL,
-        *(f"the runs differ in {name}: {' | '.join(values)}" for name, *values in differing if changes_numbers(name)),
-    ]
-    return "\n".join([render_table(comparison_rows(runs), left=3), "", *lines])
+    lines = [render_table(comparison_rows(runs), left=3), "", *OF_SEVERAL]
+    for name, *values in differing_settings([results["config"] for _, results in runs]):
+        if name not in SETTINGS or SETTINGS[name].affects_results:
+            lines.append(f"the runs differ in {name}: {' | '.join(values)}")
+    return "\n".join(lines)

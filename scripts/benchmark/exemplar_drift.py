@@ -25,17 +25,7 @@ from mnemonics.engine.errors import UsageError, command
 from mnemonics.engine.files import write_json
 from mnemonics.experiment.stored import Target, check_fit, open_run_folder
 from mnemonics.reporting.read import run_names, writing
-from mnemonics.reporting.text import render_table
-
-COLUMNS = {
-    "run": "run",
-    "phase": "phase",
-    "moved_grey_levels": "moved, grey levels",
-    "accuracy": "right on exemplars, %",
-    "loss": "loss",
-    "accuracy_of_phase_0": "by the network of phase 0, %",
-    "test_accuracy": "right on test images, %",
-}
+from mnemonics.reporting.text import render_table, with_header
 
 
 @torch.no_grad()
@@ -48,7 +38,7 @@ def fit(model: nn.Module, data: LabelledImages, prep: Preprocessing, batch_size:
 
 
 def rows_of(name: str, target: Target, scenario: Scenario) -> Iterator[dict[str, Any]]:
-    """A row per phase, with the keys of COLUMNS. Raises UsageError for a damaged file."""
+    """A row per phase. Raises UsageError for a damaged file."""
     phases, prep, size = scenario.protocol.phases, scenario.prep, scenario.config.eval_batch_size
     classes, first = phases[0].seen, None
     test = scenario.labelled(*scenario.source.test(scenario.protocol.order[:classes]))
@@ -62,9 +52,16 @@ def rows_of(name: str, target: Target, scenario: Scenario) -> Iterator[dict[str,
         if len(exemplars) != len(first[1]):
             raise UsageError(f"{path}: exemplars were dropped, so that those left are not comparable")
         moved = (exemplars.images.float() - first[1].images.float()).abs().mean().item()
-        values = [name, phase, round(moved, 3), *fit(loaded.model, exemplars, prep, size)]
-        values += [fit(first[0], exemplars, prep, size)[0], fit(loaded.model, test, prep, size)[0]]
-        yield dict(zip(COLUMNS, values, strict=True))
+        accuracy, loss = fit(loaded.model, exemplars, prep, size)
+        yield {
+            "run": name,
+            "phase": phase,
+            "moved_grey_levels": round(moved, 3),
+            "accuracy": accuracy,
+            "loss": loss,
+            "accuracy_of_phase_0": fit(first[0], exemplars, prep, size)[0],
+            "test_accuracy": fit(loaded.model, test, prep, size)[0],
+        }
 
 
 @command("exemplar_drift.py")
@@ -82,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out is not None:
         with writing(options.out):
             write_json(options.out, rows)
-    print(render_table([list(COLUMNS.values()), *(list(map(str, row.values())) for row in rows)], "markdown"))
+    print(render_table(with_header(rows), "markdown"))
 
 
 if __name__ == "__main__":

@@ -18,14 +18,13 @@ from pathlib import Path
 
 from mnemonics.engine.errors import UsageError, command
 from mnemonics.engine.files import write_if_new
-from mnemonics.reporting.paper import load_paper, paper_number
+from mnemonics.reporting.paper import paper_number
 from mnemonics.reporting.read import load_results
-from mnemonics.reporting.tables import interval
+from mnemonics.reporting.tables import METRICS, interval
 from mnemonics.reporting.text import Results, percent, render_table
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 TABLE = re.compile(r"(?<=<!-- )(phases|gains)\n(.*?)\n-->\n.*?(?=\n<!-- end -->)", re.DOTALL)
-METRICS = ("average_accuracy", "forgetting", "last_accuracy")  # of the summary
 
 
 def runs_of(folder: Path, name: str) -> dict[int, Results]:
@@ -44,8 +43,8 @@ def papers_average(results: Results, classifier: str) -> float | None:
     """None for a classifier that the paper does not have. LwF and iCaRL are one training with two classifiers."""
     config = results["config"]
     if (config["baseline"], classifier) == ("icarl", "cnn"):
-        return paper_number(load_paper(), config | {"baseline": "lwf"}, "all")
-    return paper_number(load_paper(), config, "all") if classifier == results["headline"] else None
+        return paper_number(config | {"baseline": "lwf"}, "all")
+    return paper_number(config, "all") if classifier == results["headline"] else None
 
 
 def phases_row(title: str, runs: dict[int, Results], name: str) -> list[str]:

@@ -10,7 +10,7 @@ from reports import make_results, tiny_run, written
 
 from mnemonics.engine.errors import UsageError
 from mnemonics.experiment.results import Confusion, digest_of, read_confusion, write_confusion
-from mnemonics.reporting.read import exemplar_pictures, load_all, load_results, run_names
+from mnemonics.reporting.read import load_all, load_results, run_names
 
 
 def without(*path):
@@ -62,13 +62,10 @@ def test_all_results_in_a_folder_each_once(tmp_path):
         load_all([written(tmp_path / "empty" / "x.json", {}).parent])
 
 
-def test_names_of_runs_differ_and_pictures_come_in_the_order_of_their_phases(tmp_path):
+def test_names_of_runs_differ(tmp_path):
     runs = [tmp_path / parent / "run" for parent in ("a", "b")]
-    for run, phase in ((run, phase) for run in runs for phase in ("10", "2", "x")):
-        written(run / f"exemplars_phase_{phase}.png", "")
     assert run_names(runs) == [str(run) for run in runs]
     assert run_names([runs[0], written(tmp_path / "file.json", {})]) == ["run", "file"]
-    assert list(exemplar_pictures(runs[0]).items()) == [(i, runs[0] / f"exemplars_phase_{i}.png") for i in (2, 10)]
 
 
 def test_a_confusion_matrix_comes_back_and_a_damaged_one_is_named(tmp_path):

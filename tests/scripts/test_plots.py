@@ -15,7 +15,7 @@ curves, tsne = script("plot_curves"), script("plot_tsne")
 
 
 def test_a_curve_for_each_setting_and_a_panel_for_each_data_set(tmp_path, capsys):
-    made = [make_results(1), make_results(2, 64.0), make_results(**PLAIN), make_results(baseline="joint")]
+    made = [make_results(1), make_results(2, 64.0), make_results(**PLAIN), make_results(average=70.0, baseline="joint")]
     made += [make_results(dataset="digits"), make_results(dataset="digits", finished=2, epochs=3)]
     for i, results in enumerate(made):
         written(tmp_path / "runs" / f"{i}.json", results)
@@ -38,12 +38,12 @@ def test_a_curve_for_each_setting_and_a_panel_for_each_data_set(tmp_path, capsys
 
 
 def test_mean_and_interval_over_seeds_by_hand():
-    curve = curves.curve_of([make_results(1, 60.0), make_results(2, 63.0)], "name", 2)
+    curve = curves.curve_of([make_results(1, 60.0), make_results(2, 63.0)], "name")
     assert curve.y == pytest.approx([61.5 - i for i in range(6)])
     assert curve.half == pytest.approx([12.7062 * 1.5] * 6, abs=1e-3)  # Student's t for two: 12.7062
     assert list(curve.x) == [50, 60, 70, 80, 90, 100]
     assert curve.label == "name: CNN, average 61.50 ± 19.06% (n = 2)"
-    alone = curves.curve_of([make_results()], "name", 2)
+    alone = curves.curve_of([make_results()], "name")
     assert (alone.half, alone.label) == (None, "name: CNN, average 60.00% (n = 1)")
 
 
