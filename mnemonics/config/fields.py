@@ -28,7 +28,7 @@ class Setting:
     affects_results: bool = True  # whether it can change a number in results.json
     affects_phase0: bool = True  # ... and one of the training of phase 0
     compared: bool = True  # whether tables beside the paper look at it
-    used_by: str = ""  # what parts of a run use it (see `paper.parts_of`), any of these; empty: every run
+    used_by: str = ""  # what parts of a run use it (see `paper.settings`), any of these; empty: every run
     default: Any = None
     annotation: Any = None
 
