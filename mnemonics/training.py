@@ -20,7 +20,7 @@ from torch.optim.sgd import sgd
 
 from mnemonics.baselines.base import Baseline
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.data.batches import LabelledImages, TrainingBatches, balanced_batches, training_batches
+from mnemonics.data.batches import LabelledImages, TrainingBatches, balanced_batches, batch_sizes, training_batches
 from mnemonics.data.scenario import PhaseContext
 from mnemonics.engine.cuda_graphs import as_graph
 from mnemonics.engine.device import autocast
@@ -41,8 +41,8 @@ def train_phase(context: PhaseContext, model: nn.Module, baseline: Baseline, dat
     config, progress = context.config, context.progress
     batches = training_batches(data, context.prep)
     optimizer, step = sgd_step(model, baseline, batches, config)
-    draws = BatchDraws(batches, config.train_batch_size, context.generator("training"))
-    per_epoch = math.ceil(len(data) / config.train_batch_size)
+    sizes = batch_sizes(len(data), config.train_batch_size, config.last_batch)
+    draws, per_epoch = BatchDraws(batches, sizes, context.generator("training")), len(sizes)
     losses = torch.zeros(per_epoch, device=data.labels.device)  # of this epoch: reading one each step would stall a GPU
     loop = Loop("training", config.epochs * per_epoch, per_epoch, config.train_batch_size)
     model.train()
@@ -55,8 +55,8 @@ def train_phase(context: PhaseContext, model: nn.Module, baseline: Baseline, dat
         losses[batch] = step(*draws.of(epoch, batch))
         progress.report(losses[batch])
         if batch == per_epoch - 1:
-            log_epoch(context, epoch, losses, len(data))
-    images, seconds = (loop.steps - begun) / per_epoch * len(data), time.perf_counter() - start
+            log_epoch(context, epoch, losses, sizes)
+    images, seconds = (loop.steps - begun) / per_epoch * sum(sizes), time.perf_counter() - start
     of = f"phase {context.phase.index}: {config.epochs} epochs of {len(data)} images"
     progress.line(f"{of}, {images / seconds:.0f} images/s")
 
@@ -65,17 +65,16 @@ class BatchDraws:
     """The random draws of the batches of epoch after epoch. Their state is that of the generator at the start of the
     epoch of the next batch: all of an epoch is drawn at its start."""
 
-    def __init__(self, batches: TrainingBatches, batch_size: int, generator: torch.Generator):
-        self.batches, self.batch_size, self.generator = batches, batch_size, generator
-        self.last = math.ceil(len(batches.data) / batch_size) - 1  # number of the last batch of an epoch
+    def __init__(self, batches: TrainingBatches, sizes: list[int], generator: torch.Generator):
+        self.batches, self.sizes, self.generator = batches, sizes, generator
         self.epoch, self.is_over, self.rest = -1, False, iter(())
 
     def of(self, epoch: int, batch: int) -> tuple[Tensor, ...]:
         """The draws of a batch: the next one after that of the last call or, at first, any one."""
         if epoch != self.epoch:
             self.epoch, self.before = epoch, self.generator.get_state()
-            self.rest = self.batches.epoch(self.batch_size, self.generator, first=batch)
-        self.is_over = batch == self.last
+            self.rest = self.batches.epoch(self.sizes, self.generator, first=batch)
+        self.is_over = batch == len(self.sizes) - 1
         return next(self.rest)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -151,20 +150,17 @@ def sgd_step(
     return optimizer, as_graph(step, changed, enabled=cuda and world() == 1)
 
 
-def log_epoch(context: PhaseContext, epoch: int, losses: Tensor, images: int) -> None:
-    """Log the mean loss of an epoch of so many images and its learning rate; `losses` float [batches]: the mean of each
-    batch. Raises NonFiniteLossError."""
+def log_epoch(context: PhaseContext, epoch: int, losses: Tensor, sizes: list[int]) -> None:
+    """Log the mean loss of an epoch and its learning rate; `losses` float [batches]: the mean of each batch, `sizes`:
+    its images. Raises NonFiniteLossError."""
     config, rate = context.config, learning_rate(context.config, epoch)
     if not torch.isfinite(losses).all():
         step = int((~torch.isfinite(losses)).nonzero()[0])
-        raise NonFiniteLossError(
-            f"epoch {epoch}, step {step}: the training loss is {losses[step].item()} with learning rate {rate:g}; a "
-            "lower --base_lr may help"
-        )
-    sizes = torch.full_like(losses, config.train_batch_size)
-    sizes[-1] = images - config.train_batch_size * (len(losses) - 1)
+        what = f"epoch {epoch}, step {step}: the training loss is {losses[step].item()} with learning rate {rate:g}"
+        raise NonFiniteLossError(f"{what}; a lower --base_lr may help")
+    mean = (losses * losses.new_tensor(sizes)).sum().item() / sum(sizes)
     number = context.phase.index * config.epochs + epoch
-    context.progress.scalar("train/loss", (losses * sizes).sum().item() / images, number)
+    context.progress.scalar("train/loss", mean, number)
     context.progress.scalar("train/learning_rate", rate, number)
 
 

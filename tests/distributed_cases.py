@@ -20,7 +20,7 @@ import main  # noqa: E402
 from mnemonics import algorithm as experiment  # noqa: E402
 from mnemonics.baselines import BASELINES  # noqa: E402
 from mnemonics.config.fields import ExperimentConfig  # noqa: E402
-from mnemonics.data.batches import LabelledImages, Preprocessing, StreamedBatches, training_batches  # noqa: E402
+from mnemonics.data.batches import LabelledImages, Preprocessing, StreamedBatches, batch_sizes, training_batches  # noqa: E402
 from mnemonics.data.sources import load_source  # noqa: E402
 from mnemonics.engine import distributed  # noqa: E402
 from mnemonics.evaluation import features_of, predict  # noqa: E402
@@ -84,12 +84,12 @@ def training(baseline_name, dtype, weight_transfer):
         baseline.begin_phase(model, phase, data[data.labels >= 5], prep(dtype))
         batches, draws = training_batches(data, prep(dtype)), generator()
         model.train()
-        first = next(iter(batches.epoch(16, generator())))
+        first = next(iter(batches.epoch(batch_sizes(len(data), 16, "keep"), generator())))
         loss_of = loss_function(model, baseline)  # must be there during backward
         loss_of(*batches.network_input(*first)).backward()
         gradients = [p.grad.flatten() for p in baseline.parameters(model)]
         _, step = sgd_step(model, baseline, batches, config)
-        losses = torch.stack([step(*draw) for draw in batches.epoch(16, draws)])
+        losses = torch.stack([step(*draw) for draw in batches.epoch(batch_sizes(len(data), 16, "keep"), draws)])
         name = f"phase {phase.index}"
         result |= {f"{name}, gradients": torch.cat(gradients), f"{name}, losses": losses}
         result |= {f"{name}, {key}": value.double() for key, value in model.state_dict().items()}
@@ -139,7 +139,7 @@ def files(root):
     batches = StreamedBatches(data, prep(torch.float64))
     result = {"features": features_of(network(), data.images, prep(torch.float64), 2)}
     for epoch in range(2):
-        for number, (mine, batch_labels) in enumerate(batches.epoch(4, generator())):
+        for number, (mine, batch_labels) in enumerate(batches.epoch([4, 5], generator())):
             result[f"{epoch}.{number}"] = distributed.gathered(mine, len(batch_labels))
             result[f"{epoch}.{number}, labels"] = batch_labels
     return result

@@ -39,11 +39,11 @@ def while_busy(patch, root, out):
     """The main process is, with something else, and learns of it when it needs the next epoch."""
     data = read(root, 16, 2)
     batches = StreamedBatches(LabelledImages(data.train_images, data.train_class_ids), preprocessing(root))
-    list(batches.epoch(2, torch.Generator().manual_seed(0)))
+    list(batches.epoch([2], torch.Generator().manual_seed(0)))
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGKILL)
     time.sleep(0.2)
-    list(batches.epoch(2, torch.Generator().manual_seed(1)))
+    list(batches.epoch([2], torch.Generator().manual_seed(1)))
 
 
 def at_start(patch, root, out):

@@ -11,7 +11,7 @@ from mnemonics import training
 from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.augment import Crops
-from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatches
+from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatches, batch_sizes
 from mnemonics.engine.errors import NonFiniteLossError
 from mnemonics.engine.progress import Progress
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
@@ -72,7 +72,7 @@ def test_the_first_step_is_momentum_sgd_with_weight_decay_on_the_loss():
     model, start = network(), network()
     train(config, model=model)
     start.train()
-    order, *crops = next(ResidentBatches(colours(), PREP).epoch(64, context(PREP).generator("training")))
+    order, *crops = next(ResidentBatches(colours(), PREP).epoch([40], context(PREP).generator("training")))
     data = colours()[order]
     F.cross_entropy(start(PREP.augmented(data.images, Crops(*crops))), data.labels).backward()
     for trained, p in zip(model.parameters(), start.parameters(), strict=True):
@@ -125,3 +125,30 @@ def test_frozen_weights_stay():
     frozen = model.conv1.weight.clone()
     train(ExperimentConfig(epochs=1), model=model)
     assert torch.equal(model.conv1.weight, frozen)
+
+
+@pytest.mark.parametrize(
+    ("images", "join", "keep", "drop"),
+    [
+        (10, [4, 4, 2], [4, 4, 2], [4, 4]),  # half a batch stays one
+        (9, [4, 5], [4, 5], [4, 4]),  # a single image never does
+        (7, [4, 3], [4, 3], [4]),
+        (3, [3], [3], [3]),  # fewer than a batch are one
+        (8, [4, 4], [4, 4], [4, 4]),
+    ],
+)
+def test_what_becomes_of_the_rest_of_an_epoch(images, join, keep, drop):
+    sizes = {how: batch_sizes(images, 4, how) for how in ("join", "keep", "drop")}
+    assert sizes == {"join": join, "keep": keep, "drop": drop}
+
+
+def test_a_small_rest_is_a_batch_only_if_it_is_kept():
+    assert batch_sizes(130, 128, "join") == [130]
+    assert batch_sizes(130, 128, "keep") == [128, 2]
+    seen = {}
+    for how in ("join", "keep", "drop"):
+        sizes, model = [], network()
+        model.register_forward_pre_hook(lambda module, inputs, sizes=sizes: sizes.append(len(inputs[0])))
+        train(ExperimentConfig(epochs=2, train_batch_size=19, last_batch=how), model=model)
+        seen[how] = sizes
+    assert seen == {"join": [19, 21] * 2, "keep": [19, 19, 2] * 2, "drop": [19, 19] * 2}

@@ -126,6 +126,12 @@ class ExperimentConfig:
     custom_momentum: float = setting(0.9, "momentum of the model level", zero=True)
     custom_weight_decay: float = setting(5e-4, "weight decay of the model level", zero=True)
     train_batch_size: int = setting(128, "training batch size of the model level")
+    last_batch: str = setting(
+        "join",
+        "what becomes of the rest of an epoch: join = less than half a batch joins the batch before, as a small one "
+        "spoils the statistics of BatchNorm; keep = it is a batch, as in the public codes; drop = it is left out",
+        choices=("join", "keep", "drop"),
+    )
     eval_batch_size: int = later(200, "batch size of evaluation and feature extraction", compared=False)
     T: float = later(2.0, "temperature of the distillation", symbol="T", used_by="lwf icarl bic")
     beta: float = later(0.25, "LwF and iCaRL: weight of the distillation", zero=True, used_by="lwf icarl")

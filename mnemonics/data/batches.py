@@ -80,18 +80,34 @@ class LabelledImages:
         return LabelledImages(self.images.followed_by(other.images), labels)
 
 
+def batch_sizes(images: int, batch_size: int, last_batch: str) -> list[int]:
+    """How many images each batch of an epoch has. `last_batch` says what becomes of the rest: "join" makes it part of
+    the batch before if it is smaller than half a batch, "keep" leaves it as it is, "drop" leaves it out.
+
+    A single image always joins, and all images are a batch where there are fewer than one: with the statistics of one
+    image, BatchNorm can make nothing of a feature map of one pixel.
+    """
+    whole, rest = divmod(images, batch_size)
+    sizes = [batch_size] * whole
+    if rest and (not whole or (last_batch == "keep" and rest > 1) or (last_batch == "join" and 2 * rest >= batch_size)):
+        return [*sizes, rest]
+    if rest and last_batch != "drop":
+        sizes[-1] += rest
+    return sizes
+
+
 class ResidentBatches:
     """Training batches of images in memory: a batch is its random draws, the images are cut where they are used."""
 
     def __init__(self, data: LabelledImages, prep: Preprocessing):
         self.data, self.prep = data, prep
 
-    def epoch(self, batch_size: int, generator: torch.Generator, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """For each batch, from number `first` on, the indices int64 [<= batch_size] and its `Crops`. Every image
-        comes once, in random order; the last batch may be smaller. All is drawn at once, in a few operations."""
+    def epoch(self, sizes: list[int], generator: torch.Generator, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """For each batch, from number `first` on, the indices int64 [size] and its `Crops`. No image comes twice, all
+        in random order. All is drawn at once, in a few operations."""
         order = torch.randperm(len(self.data), generator=generator, device=generator.device)
         draws = (order, *self.prep.crop_and_mirror().draw(len(self.data), generator))
-        yield from zip(*(draw.split(batch_size)[first:] for draw in draws), strict=True)
+        yield from zip(*(draw[: sum(sizes)].split(sizes)[first:] for draw in draws), strict=True)
 
     def network_input(self, index: Tensor, *crops: Tensor) -> tuple[Tensor, Tensor]:
         """(network input float32 [b, 3, h, w], labels int64 [b]) of a batch of `epoch`. On several processes the images
@@ -109,16 +125,17 @@ class StreamedBatches:
         self.draws: list[tuple[Tensor, Tensor]] = []  # of an epoch: other ones each time, while the workers stay
         self.loader = data.images.loader(self.draws, persistent=True)
 
-    def epoch(self, batch_size: int, generator: torch.Generator, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """For each batch, from number `first` on, the images uint8 [<= batch_size, 3, h, w] and the labels, on the
-        device. As for images in memory every image comes once. On several processes the images are those of this
+    def epoch(self, sizes: list[int], generator: torch.Generator, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """For each batch, from number `first` on, the images uint8 [size, 3, h, w] and the labels int64 [size], on the
+        device. As for images in memory no image comes twice. On several processes the images are those of this
         process's share, and no others are read. Raises UsageError for a file that is no image."""
         labels, n = self.data.labels, len(self.data)
         order = torch.randperm(n, generator=generator, device=generator.device)
         seeds = torch.randint(2**62, (n,), generator=generator, device=generator.device)
-        mine = [[part[own_rows()] for part in draw.cpu().split(batch_size)] for draw in (order, seeds)]
+        order, seeds = order[: sum(sizes)], seeds[: sum(sizes)]
+        mine = [[part[own_rows()] for part in draw.cpu().split(sizes)] for draw in (order, seeds)]
         self.draws[:] = list(zip(*mine, strict=True))[first:]
-        for images, index in zip(decoded(self.loader), order.split(batch_size)[first:], strict=True):
+        for images, index in zip(decoded(self.loader), order.split(sizes)[first:], strict=True):
             yield images.to(labels.device, non_blocking=True), labels[index]
 
     def network_input(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

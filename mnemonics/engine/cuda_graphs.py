@@ -45,21 +45,19 @@ class Captured:
 def as_graph(function: Callable, changed: Callable[[], Sequence[Tensor]], enabled: bool) -> Callable:
     """`function` (of tensors whose first dimension is the batch), captured where `enabled`, which needs a CUDA device.
 
-    It is captured for the largest batch that it was called with so far. Smaller ones run as they are: the last of an
-    epoch, where a resumed run may begin.
+    It is captured once for each size of a batch: there are two, as the last one of an epoch may differ.
 
     Args:
         changed: gives the tensors that a call changes.
     """
     if not enabled:
         return function
-    captured: dict[int, Captured] = {}  # of the largest batch, by its size
+    captured: dict[int, Captured] = {}  # by the size of the batch
 
     def call(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         size = len(inputs[0])
-        if size > max(captured, default=0):
-            captured.clear()
+        if size not in captured:
             captured[size] = Captured(function, inputs, changed())
-        return captured.get(size, function)(*inputs)
+        return captured[size](*inputs)
 
     return call

@@ -38,5 +38,6 @@ RUNS = {  # name, as in reporting.paper.TABLES -> (N, the other flags) of each r
 
 
 def paper_runs(name: str) -> list[list[str]]:
-    """The flags of each run of "table1", "table2", "figure4" or "all" (both tables), in the order to run them in."""
-    return [["--nb_phases", str(phases), *flags.split()] for phases, flags in RUNS[name]]
+    """The flags of each run of "table1", "table2", "figure4" or "all" (both tables), in the order to run them in. The
+    last batch of an epoch is kept, as the codes do that the paper's numbers come from."""
+    return [["--nb_phases", str(phases), *flags.split(), "--last_batch", "keep"] for phases, flags in RUNS[name]]

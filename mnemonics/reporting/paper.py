@@ -57,7 +57,7 @@ def adjusted(config: dict[str, Any]) -> bool:
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that the numbers of a run depend on, its seed apart; older runs have defaults for newer settings."""
-    known = {name: value for name, value in config.items() if name in SETTINGS}
+    known = {"last_batch": "keep"} | {name: value for name, value in config.items() if name in SETTINGS}
     complete = vars(resolved(ExperimentConfig(**known), is_bound(config)))
     parts = {  # that a run has, as `Setting.used_by` names them
         config["baseline"]: True,
@@ -93,6 +93,7 @@ def paper_settings(config: dict[str, Any]) -> dict[str, Any]:
         weight_transfer=bool(config.get("weight_transfer")),
         finetune_epochs=None if config["finetune_epochs"] else 0,
         mnemonics_preset="paper",
+        last_batch="keep",
     )
     return vars(resolved(user, is_bound(config)))
 

@@ -9,7 +9,7 @@ from torch import nn
 from mnemonics import algorithm
 from mnemonics.baselines import BASELINES
 from mnemonics.baselines.base import Baseline
-from mnemonics.data.batches import LabelledImages, ResidentBatches
+from mnemonics.data.batches import LabelledImages, ResidentBatches, batch_sizes
 from mnemonics.data.scenario import Scenario
 from mnemonics.evaluation import class_means, features_of, predict
 from mnemonics.exemplars.selection import herding_selection
@@ -45,7 +45,8 @@ class Ours:
             self.model.train()
             _, self.step = sgd_step(self.model, self.baseline, batches, self.config)
         draws = torch.Generator(self.scenario.device).manual_seed(0)
-        for batch in batches.epoch(self.config.train_batch_size, draws):
+        sizes = batch_sizes(len(data), self.config.train_batch_size, "keep")  # as plain.py
+        for batch in batches.epoch(sizes, draws):
             self.step(*batch)
 
     def select(self, data: LabelledImages, per_class: int) -> None:

@@ -82,7 +82,7 @@ def test_training_step(name, phases, weight_transfer):
         baseline.begin_phase(model, phase, new, preprocessing())
     batches = ResidentBatches(images(2 * BATCH), preprocessing())
     _, step = training.sgd_step(model.train(), baseline, batches, config)
-    (draw,) = itertools.islice(batches.epoch(BATCH, torch.Generator().manual_seed(1)), 1)
+    (draw,) = itertools.islice(batches.epoch([BATCH], torch.Generator().manual_seed(1)), 1)
     assert of_host(step, *draw) == []
 
 
