@@ -28,7 +28,8 @@ from mnemonics.experiment.stored import PHASE_FILE, Loaded, Target, check_fit, o
 from mnemonics.legacy.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_target
 from mnemonics.models.layers import ScaledConv2d
 from mnemonics.protocol import Phase
-from mnemonics.reporting.evaluation import check_out, notices_on, phase_line, summary_of, write
+from mnemonics.reporting.evaluation import check_out, notices_on, summary_of, write
+from mnemonics.reporting.text import phase_line
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:

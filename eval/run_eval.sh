@@ -1,15 +1,9 @@
 #!/usr/bin/env bash
 # Downloads the authors' checkpoints if they are not there, and evaluates them on CIFAR-100, ImageNet-Subset and ImageNet,
-# or on the data sets named as arguments. A data set that cannot be evaluated is told and the others go on; the exit
-# status is then 2.
-#
-#     bash eval/run_eval.sh
-#     bash eval/run_eval.sh cifar100
-#
-# These variables say where things are, if not there:
-#     CHECKPOINTS_DIR=checkpoints RESULTS_DIR=eval_results CIFAR100_DIR=data
-#     IMAGENET_SUB_DIR=data/seed_1993_subset_100_imagenet/data IMAGENET_DIR=data/imagenet/data
-# CHECKPOINTS_URL names another archive than the authors'.
+# or on the data sets named as arguments: bash eval/run_eval.sh cifar100. Where one cannot be evaluated, the others go on,
+# and the exit status is 2. These variables say where things are, if not there:
+#     CHECKPOINTS_DIR=checkpoints RESULTS_DIR=eval_results CIFAR100_DIR=data IMAGENET_DIR=data/imagenet/data
+#     IMAGENET_SUB_DIR=data/seed_1993_subset_100_imagenet/data CHECKPOINTS_URL=(the authors' archive)
 set -euo pipefail
 source "$(dirname "$0")/../scripts/setup.sh"
 checkpoints=${CHECKPOINTS_DIR:-checkpoints}

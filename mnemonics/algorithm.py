@@ -18,7 +18,7 @@ import torch
 from mnemonics.baselines import BASELINES
 from mnemonics.baselines.base import Baseline
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.data.batches import LabelledImages
+from mnemonics.data.batches import LabelledImages, rank_within_class
 from mnemonics.data.scenario import PhaseContext
 from mnemonics.engine.device import give_back_memory, seed_of
 from mnemonics.engine.distributed import from_main, is_main, same_everywhere
@@ -34,6 +34,7 @@ from mnemonics.experiment.run_folder import contents, open_run, reserved, save_p
 from mnemonics.experiment.state import Experiment, State, announcement, set_up
 from mnemonics.reporting.figures import plot_exemplars
 from mnemonics.reporting.page import write_report
+from mnemonics.reporting.text import phase_line
 from mnemonics.training import finetune_on_exemplars, train_phase
 
 
@@ -80,8 +81,8 @@ def run_phase(context: PhaseContext, baseline: Baseline, state: State) -> tuple[
 
 def quotas(context: PhaseContext, baseline: Baseline) -> tuple[int, int]:
     """How many exemplars each class may keep after this phase: (for training, held out by the baseline)."""
-    _, smallest_class = context.scenario.source.smallest_class()
-    per_class = exemplars_per_class(context.config, context.phase.seen, smallest_class)
+    counts, order = context.scenario.source.train_counts(), context.scenario.protocol.order
+    per_class = exemplars_per_class(context.config, [counts[c] for c in order[: context.phase.seen]])
     held_out = baseline.held_out(per_class)
     return per_class - held_out, held_out
 
@@ -93,6 +94,9 @@ def split_off(context: PhaseContext, per_class: int) -> tuple[LabelledImages, La
     if per_class == 0:
         return data, data[:0].loaded()
     chosen = random_selection(data.labels, per_class, context.generator("held-out images"))
+    at_most = torch.bincount(data.labels) // 2  # of a class with few images, half remains to be trained on
+    labels = data.labels[chosen]
+    chosen = chosen[rank_within_class(labels) < at_most[labels]]
     rest = torch.ones(len(data), dtype=torch.bool, device=data.labels.device)
     rest[chosen] = False
     return data[rest], data[chosen].loaded()
@@ -123,7 +127,7 @@ def train(context: PhaseContext, baseline: Baseline, state: State, data: Labelle
     Returns what results.json says of a shared model of phase 0."""
     work, shared = functools.partial(train_phase, context, state.model, baseline, data), {}
     if context.phase.index == 0 and context.config.phase0_dir is not None:
-        shared = {"phase0_model": trained_or_taken(context, state.model, data, work)}
+        shared = {"phase0_model": trained_or_taken(context, state.model, work)}
     else:
         work()
     calibrate(context, baseline, state)
@@ -198,19 +202,6 @@ def finish_phase(experiment: Experiment, state: State, log: RunLog, start: Label
     save_phase(experiment, state)
     write_results(experiment, state)
     log.line(phase_line(result))
-
-
-def phase_line(result: dict) -> str:
-    """One line on a finished phase."""
-    percents = ", ".join(
-        f"{name.upper()} {value:.2f}%"
-        for name, value in result["accuracy"].items()
-        if not name.endswith("_before_finetune")
-    )
-    return (
-        f"phase {result['phase']}: {result['classes_seen']} classes, {percents}; "
-        f"{sum(result['seconds'].values()):.1f} s"
-    )
 
 
 def finish_run(experiment: Experiment, state: State) -> dict:

@@ -46,10 +46,9 @@ class ImageSource:
         """Like `train`, of the test images."""
         return images_of(self.test_images, self.test_class_ids, class_ids)
 
-    def smallest_class(self) -> tuple[str, int]:
-        """Name and number of training images of the class with the fewest (the first of several)."""
-        counts = torch.bincount(self.train_class_ids, minlength=self.num_classes).tolist()
-        return self.class_names[counts.index(min(counts))], min(counts)
+    def train_counts(self) -> list[int]:
+        """Training images of each class."""
+        return torch.bincount(self.train_class_ids, minlength=self.num_classes).tolist()
 
     def limited(self, per_class: int) -> "ImageSource":
         """The same data set with only the first `per_class` training and test images of each class."""

@@ -71,24 +71,35 @@ class ExemplarMemory:
         return ExemplarMemory(self.data[kept], self.held_out[kept])
 
 
-def exemplars_per_class(config: ExperimentConfig, classes_seen: int, smallest_class: int) -> int:
-    """The quota of each class once `classes_seen` classes are known: --nb_protos, or an equal share of --total_memory
-    (rounded down; never more than the smallest class has, so that all classes keep equally many)."""
+def exemplars_per_class(config: ExperimentConfig, counts: list[int]) -> int:
+    """The quota of each class: --nb_protos, or an equal share of --total_memory among the classes seen. A class with
+    fewer images keeps what it has, and leaves the rest of its share to the others.
+
+    Args:
+        counts: training images of each class seen so far.
+    """
     if config.total_memory is None:
         return config.nb_protos
-    return min(config.total_memory // classes_seen, smallest_class)
+    left = config.total_memory
+    for position, count in enumerate(sorted(counts)):
+        share = left // (len(counts) - position)
+        if count >= share:
+            return share
+        left -= count
+    return max(counts)
 
 
-def check_budget(config: ExperimentConfig, source: ImageSource) -> None:
-    """Raises UsageError when a class has too few images for its quota, or the total is less than one per class."""
-    name, count = source.smallest_class()
-    if config.nb_protos is not None and config.nb_protos > count:
-        raise UsageError(
-            f"--nb_protos {config.nb_protos}: class {name!r} has only {count} training images; "
-            f"{count} or fewer would work"
-        )
+def check_budget(config: ExperimentConfig, source: ImageSource) -> str:
+    """A notice where classes have fewer images than exemplars are asked for, else an empty text.
+
+    Raises:
+        UsageError: where the total is less than one exemplar for each class.
+    """
     if config.total_memory is not None and config.total_memory < source.num_classes:
-        raise UsageError(
-            f"--total_memory {config.total_memory}: fewer than one exemplar for each of the "
-            f"{source.num_classes} classes; {source.num_classes} or more would work"
-        )
+        raise UsageError(f"--total_memory {config.total_memory}: {source.num_classes} or more, one for each class")
+    counts = source.train_counts()
+    quota = exemplars_per_class(config, counts)
+    small = [name for name, count in zip(source.class_names, counts, strict=True) if count < quota]
+    if not small:
+        return ""
+    return f"{len(small)} classes, {small[0]!r} for example, have fewer than {quota} training images: all are kept"

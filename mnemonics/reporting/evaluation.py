@@ -1,27 +1,16 @@
 """What an evaluation leaves behind: evaluation.json, evaluation.md and confusion.png."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mnemonics.engine.errors import UsageError
 from mnemonics.engine.files import atomic_write, write_json
 from mnemonics.evaluation import summary
 from mnemonics.reporting.figures import DPI, plot_confusion, save_figure
 from mnemonics.reporting.read import writing
 from mnemonics.reporting.text import AVERAGE, CLASSIFIERS, FORGETTING, percent, render_table, summary_rows
-
-
-def phase_line(result: dict[str, Any]) -> str:
-    """One line on an evaluated phase."""
-    percents = ", ".join(
-        f"{name.upper()} {value:.2f}% (phase-0 classes {result['phase0_accuracy'][name]:.2f}%)"
-        for name, value in result["accuracy"].items()
-    )
-    return f"phase {result['phase']}: {result['classes_seen']} classes, {percents}"
 
 
 def summary_of(phases: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
@@ -73,11 +62,9 @@ def to_markdown(result: dict[str, Any]) -> str:
 
 
 def check_out(folder: Path) -> None:
-    """Raises UsageError where the results could not be written: better before the evaluation than after it."""
-    with writing(folder):  # a name that is too long
-        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise UsageError(f"--out {folder}: cannot be written; name another folder")
+    """Make the folder of the results: better before the evaluation than after it. Raises UsageError."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def write(folder: Path, result: dict[str, Any], confusion: Tensor, starts: list[int], names: list[str]) -> str:
@@ -89,7 +76,6 @@ def write(folder: Path, result: dict[str, Any], confusion: Tensor, starts: list[
     figure.suptitle(title, fontsize=10, parse_math=False)
     figure.colorbar(image, label="share of the class's test images (%)")
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         save_figure(figure, folder / "confusion.png")
         atomic_write(folder / "evaluation.md", text.encode())
         write_json(folder / "evaluation.json", result)

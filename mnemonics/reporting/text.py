@@ -208,3 +208,11 @@ def comparison_table(runs: Sequence[tuple[str, Results]]) -> str:
         if name not in SETTINGS or SETTINGS[name].affects_results:
             lines.append(f"the runs differ in {name}: {' | '.join(values)}")
     return "\n".join(lines)
+
+
+def phase_line(result: dict[str, Any]) -> str:
+    """One line on a phase, as results.json or evaluation.json has it."""
+    accuracies = {name: value for name, value in result["accuracy"].items() if not name.endswith("_before_finetune")}
+    percents = ", ".join(f"{name.upper()} {value:.2f}%" for name, value in accuracies.items())
+    seconds = f"; {sum(result['seconds'].values()):.1f} s" if "seconds" in result else ""
+    return f"phase {result['phase']}: {result['classes_seen']} classes, {percents}{seconds}"

@@ -54,10 +54,16 @@ def test_memory_refuses_floats_and_classes_it_has():
 
 def test_quota_per_class_and_in_total():
     per_class = ExperimentConfig(nb_protos=20)
-    assert [exemplars_per_class(per_class, seen, 500) for seen in (50, 100)] == [20, 20]
+    assert [exemplars_per_class(per_class, [500] * seen) for seen in (50, 100)] == [20, 20]
     total = ExperimentConfig(total_memory=2000)
-    assert [exemplars_per_class(total, seen, 500) for seen in (50, 60, 100)] == [40, 33, 20]
-    assert exemplars_per_class(total, 2, 144) == 144  # no more than the smallest class has
+    assert [exemplars_per_class(total, [500] * seen) for seen in (50, 60, 100)] == [40, 33, 20]
+
+
+def test_small_classes_leave_their_share_to_the_others():
+    counts = [40, 3, 1, 25]
+    quota = exemplars_per_class(ExperimentConfig(total_memory=40), counts)
+    assert [min(quota, count) for count in counts] == [18, 3, 1, 18]
+    assert exemplars_per_class(ExperimentConfig(total_memory=90), counts) == 40  # all images of all classes
 
 
 def test_rank_within_class():
@@ -67,7 +73,7 @@ def test_rank_within_class():
 def test_the_draws_of_an_epoch_pass_over_everything_once():
     prep = Preprocessing(torch.zeros(3), torch.ones(3), 2, True)
     data = LabelledImages(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.arange(10))
-    draws = list(ResidentBatches(data, prep).epoch(4, torch.Generator().manual_seed(0)))
+    draws = list(ResidentBatches(data, prep).epoch([4, 4, 2], torch.Generator().manual_seed(0)))
     assert [[len(draw) for draw in batch] for batch in draws] == [[4] * 4, [4] * 4, [2] * 4]
     order, top, left, mirrored = (torch.cat(draw).tolist() for draw in zip(*draws, strict=True))
     assert sorted(order) == list(range(10))

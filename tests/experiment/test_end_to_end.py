@@ -263,7 +263,6 @@ def test_cifar100_subset(cifar100_mini, tmp_path):
 
 MISTAKES = {
     "phases": ("--dataset digits --nb_cl_fg 3 --nb_phases 5", ["--nb_phases 5", "7 classes left", "1, 7 would"]),
-    "exemplars": ("--dataset digits --max_images_per_class 12", ["--nb_protos 20", "12 training images"]),
     "total": ("--dataset digits --total_memory 9", ["--total_memory 9", "10 or more"]),
     "folder": ("--dataset cifar100 --data_dir {tmp}/empty/cifar-100-python.tar.gz/x", ["--data_dir", "what works is"]),
     "cuda": ("--dataset digits --device cuda:63", ["--device cuda:63", "--device cpu works"]),
