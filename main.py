@@ -10,7 +10,12 @@ Exit status: 0 done, 1 the run failed, 2 the command line or the data must be ch
 Ctrl-C after a checkpoint was written. The same command continues a run that was interrupted in any way.
 """
 
+import signal
 import sys
+
+# All is imported first, which takes seconds: until then Ctrl-C ends the process without a traceback.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from mnemonics.__main__ import main
 

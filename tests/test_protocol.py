@@ -65,7 +65,7 @@ def test_the_spellings_agree(arguments, expected):
         ((14, 5, None, None), ["--nb_phases 5", "7 classes left", "1, 7 would"]),
         ((100, 5, 50, 2), ["--nb_phases 5", "--nb_cl 2", "contradicts"]),
         ((100, None, 50, 7), ["--nb_cl 7", "50 classes left", "1, 2, 5, 10, 25, 50 would"]),
-        ((100, None, 100, None), ["--nb_cl_fg 100", "between 1 and 99"]),
+        ((100, None, 100, None), ["--nb_cl_fg 100", "1 to 99"]),
     ],
 )
 def test_contradictions_are_refused_with_what_would_work(arguments, words):

@@ -72,10 +72,7 @@ def check(config: ExperimentConfig) -> None:
     if config.mnemonics_subsets < 2:
         raise UsageError(f"--mnemonics_subsets {config.mnemonics_subsets}: at least 2; --no_adjust skips the adjusting")
     if config.nb_protos is not None and config.total_memory is not None:
-        raise UsageError(
-            f"--nb_protos {config.nb_protos} and --total_memory {config.total_memory}: give one of the two, "
-            "they are different experiments"
-        )
+        raise UsageError(f"--nb_protos {config.nb_protos}, --total_memory {config.total_memory}: give one of the two")
     if config.no_adjust and config.adjust_always:
         raise UsageError("--no_adjust and --adjust_always: give one of the two")
     if config.gpu is not None and config.device not in ("auto", "cuda", f"cuda:{config.gpu}"):

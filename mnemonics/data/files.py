@@ -5,8 +5,8 @@ neither the number of workers nor their speed changes a result.
 """
 
 import dataclasses
-import hashlib
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mnemonics.config.fields import LARGEST_SMALL_IMAGE
-from mnemonics.data.images import DataError, check_strip, read_rgb, usage_errors
+from mnemonics.data.images import DataError, check_strip, read_rgb
 from mnemonics.engine.errors import UsageError
 
+SHARED_MEMORY = Path("/dev/shm")
 LOADING_BATCH = 16  # images that a worker decodes at a time where all of them go into one tensor
 WORKER_SECONDS = 10  # how long a worker process outlives SIGTERM
 LOST_WORKER = ("DataLoader worker (pid", "Too many open files", "can't start new thread")  # PyTorch's words
@@ -100,16 +101,17 @@ class FileImages:
             persistent_workers=persistent and workers > 0,
         )
 
-    def fingerprint(self) -> bytes:
-        """SHA-256 of what is in them, as far as it can be told without reading: names and sizes of the files, and the
-        pixels of exemplars. Raises UsageError for a file that is not there any more."""
-        digest = hashlib.sha256(self.stored.numpy().tobytes())
-        for row in self.rows.tolist():
-            name = self.names[row] if row < len(self.names) else b""
-            with usage_errors("--data_dir"):
-                size = (self.root / os.fsdecode(name)).stat().st_size if name else row - len(self.names)
-            digest.update(name + b"\0" + str(size).encode() + b"\n")
-        return digest.digest()
+
+def check_shared_memory(images: FileImages, batch_size: int) -> None:
+    """Raises UsageError where worker processes could not hand over their batches: PyTorch would wait for ever, or lose
+    a worker. Each of them prepares two batches in shared memory."""
+    needed = images.workers * 2 * batch_size * 3 * images.size**2
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
+    if free < needed:
+        raise UsageError(
+            f"--num_workers {images.workers}: {SHARED_MEMORY} has {free / 2**20:.1f} of {needed / 2**20:.1f} MiB that "
+            "they need; in a container give it more (docker run --shm-size 8g), or take fewer, or --num_workers 0"
+        )
 
 
 class Decoder(Dataset):

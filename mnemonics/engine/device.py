@@ -3,7 +3,6 @@
 import ctypes
 import os
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mnemonics.engine.distributed import local_rank, local_world, world
+from mnemonics.engine.distributed import local_world, world
 from mnemonics.engine.errors import UsageError
 
 
@@ -34,10 +33,8 @@ def pick_device(device_name: str, gpu: int | None) -> torch.device:
     if device is not None and device.type not in ("cpu", "cuda"):
         raise UsageError(f"{flag} {name}: runs on cpu or cuda only")
     if device is None or (device.type == "cuda" and (device.index or 0) >= count):
-        raise UsageError(
-            f"{flag} {name if gpu is None else gpu}: this machine has {count} CUDA devices; "
-            "--device cpu works everywhere"
-        )
+        given = name if gpu is None else gpu
+        raise UsageError(f"{flag} {given}: this machine has {count} CUDA devices; --device cpu works everywhere")
     return device if world() == 1 or device.type == "cpu" else gpu_of_process(device, flag, count)
 
 
@@ -56,11 +53,9 @@ def gpu_of_process(device: torch.device, flag: str, count: int) -> torch.device:
     if device.index is not None:
         raise UsageError(f"{flag} {device}: each of {world()} processes has its own GPU; --device cuda gives them out")
     if count < local_world():
-        raise UsageError(
-            f"{flag} {device}: {local_world()} processes on a machine with {count} CUDA devices; "
-            f"torchrun --nproc_per_node={count} would work"
-        )
-    return torch.device("cuda", local_rank())
+        needed = f"{local_world()} processes on a machine with {count} CUDA devices"
+        raise UsageError(f"{flag} {device}: {needed}; torchrun --nproc_per_node={count} would work")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
 def autocast(amp: str, device: torch.device) -> torch.autocast:
@@ -99,6 +94,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory so far: allocated on a CUDA device, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

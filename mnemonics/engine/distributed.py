@@ -46,11 +46,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def local_rank() -> int:
-    """Which of the processes on this machine this is: the number of its GPU."""
-    return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
-
-
 def local_world() -> int:
     """How many of the processes run on this machine."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_initialized() else 1

@@ -59,6 +59,8 @@ def command(name: str) -> Callable[[Main], Callable[[Sequence[str] | None], int]
     def decorate(main: Main) -> Callable[[Sequence[str] | None], int]:
         @functools.wraps(main)
         def wrapped(arguments: Sequence[str] | None = None) -> int:
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # main.py sets it so while importing
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             for stream in (sys.stdout, sys.stderr):
                 if hasattr(stream, "reconfigure"):
                     stream.reconfigure(errors="backslashreplace")

@@ -6,11 +6,12 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from mnemonics.engine.distributed import bytes_from_main, world
+from mnemonics.engine.errors import UsageError
 from mnemonics.engine.pickle_scan import PickleError, open_archive, scan
 
 FORMAT = 4  # 3: exemplars held out are stored apart; 4: a mask says which they are
@@ -60,6 +61,25 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def try_lock(file: IO, inherited: bool = False) -> bool:
+    """Whether this process now has the lock of an open file; the system frees it when the process ends, however.
+
+    Args:
+        inherited: whether processes that are started with the open file have the lock too.
+    Raises:
+        UsageError: on a system without such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        raise UsageError("this system has no file locks: Linux and macOS are supported, Windows through WSL") from None
+    try:
+        (fcntl.flock if inherited else fcntl.lockf)(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # which of them, depends on the system
+        return False
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

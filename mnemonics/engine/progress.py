@@ -23,14 +23,10 @@ from mnemonics.engine.log import RunLog, progress_bar
 
 Partial = dict[str, Any]  # a phase under way, as a checkpoint holds it
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
-UNROLL_FLAGS = "--mnemonics_batch_size, --mnemonics_val_batch_size, --mnemonics_steps or --nb_protos"
-LESS_MEMORY = {  # stage -> what makes it smaller
-    "training": "--train_batch_size",
-    "exemplar choice": "--eval_batch_size",
-    "new exemplars": UNROLL_FLAGS,
-    "old exemplars": UNROLL_FLAGS,
-    "fine-tuning": "--mnemonics_batch_size",
-}
+LESS_MEMORY = {"training": "--train_batch_size", "fine-tuning": "--mnemonics_batch_size"}  # stage -> what needs less
+LESS_MEMORY |= dict.fromkeys(
+    ("new exemplars", "old exemplars"), "--mnemonics_batch_size, --mnemonics_val_batch_size or --mnemonics_steps"
+)
 
 
 def state_of(part: Any) -> Any:
@@ -272,14 +268,14 @@ def errors_of(progress: Progress) -> Iterator[None]:
             raise
         flag = LESS_MEMORY.get(progress.stage, "--eval_batch_size")
         reason = " ".join(str(error).split())[:200]
-        raise OutOfMemoryError(
-            f"phase {progress.phase}, {progress.stage}: not enough memory on {progress.device}; a smaller {flag} needs "
-            f"less ({reason})"
-        ) from error
+        where = f"phase {progress.phase}, {progress.stage}: not enough memory on {progress.device}"
+        raise OutOfMemoryError(f"{where}; a smaller {flag} needs less ({reason})") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    """Also as the driver says it, in an exception of another type."""
+    words = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def refuse_non_finite(model: nn.Module) -> None:

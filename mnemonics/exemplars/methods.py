@@ -11,18 +11,13 @@ from mnemonics.evaluation import features_of
 from mnemonics.exemplars.meta_level import optimise_new_exemplars
 from mnemonics.exemplars.selection import herding_selection, random_selection
 
-Choose = Callable[[PhaseContext, nn.Module, LabelledImages, int], Tensor]
-Optimise = Callable[
-    [PhaseContext, nn.Module, LabelledImages, LabelledImages, LabelledImages], tuple[Tensor, dict[str, float]]
-]
-
 
 @dataclass(frozen=True)
 class ExemplarMethod:
     """A way of making exemplars."""
 
-    choose: Choose  # (context, model, D_i, exemplars per class) -> indices into D_i, int64 [n], class by class
-    optimise: Optimise | None = None  # as `optimise_new_exemplars`; None: real images stay as they are
+    choose: Callable[..., Tensor]  # (context, model, D_i, per class) -> indices into D_i, int64 [n], class by class
+    optimise: Callable[..., tuple[Tensor, dict]] | None = None  # as `optimise_new_exemplars`; None: images stay real
 
 
 def choose_random(context: PhaseContext, model: nn.Module, data: LabelledImages, per_class: int) -> Tensor:

@@ -155,11 +155,7 @@ def segments_of(K: int) -> list[slice]:
 
 
 def unrolled_gradient(
-    steps: Steps,
-    validation_loss: ValidationLoss,
-    parameters: Parameters,
-    inputs: Tensor,
-    schedule: Schedule,
+    steps: Steps, validation_loss: ValidationLoss, parameters: Parameters, inputs: Tensor, schedule: Schedule
 ) -> UnrolledGradient:
     """Differentiate the validation loss after K SGD steps with respect to the inputs of those steps (Eq. 9).
 
@@ -196,11 +192,7 @@ def unrolled_gradient(
 
 
 def plain_unrolled_gradient(
-    steps: Steps,
-    validation_loss: ValidationLoss,
-    parameters: Parameters,
-    inputs: Tensor,
-    schedule: Schedule,
+    steps: Steps, validation_loss: ValidationLoss, parameters: Parameters, inputs: Tensor, schedule: Schedule
 ) -> UnrolledGradient:
     """The reference for `unrolled_gradient`: the same by keeping the graphs of all K steps and differentiating once."""
     x = inputs.detach().requires_grad_()

@@ -63,24 +63,15 @@ def phase_sizes(
     first = num_classes // 2 if nb_cl_fg is None else nb_cl_fg
     left = num_classes - first
     if not 0 < first < num_classes:
-        raise UsageError(
-            f"--nb_cl_fg {first}: phase 0 needs between 1 and {num_classes - 1} of the {num_classes} classes"
-        )
+        raise UsageError(f"--nb_cl_fg {first}: phase 0 needs 1 to {num_classes - 1} of the {num_classes} classes")
     if nb_cl is not None and nb_phases is not None and nb_cl * nb_phases != left:
-        raise UsageError(
-            f"--nb_phases {nb_phases} contradicts --nb_cl {nb_cl}: {left} classes are left after phase 0; "
-            "give one of the two"
-        )
+        raise UsageError(f"--nb_phases {nb_phases} contradicts --nb_cl {nb_cl} for {left} classes: give one of the two")
     if nb_cl is not None and left % nb_cl:
-        raise UsageError(
-            f"--nb_cl {nb_cl}: does not divide the {left} classes left after phase 0; {divisors(left)} would"
-        )
+        raise UsageError(f"--nb_cl {nb_cl}: does not divide the {left} classes left; {divisors(left)} would")
     phases = nb_phases or (left // nb_cl if nb_cl else 5)
     if left % phases:
-        raise UsageError(
-            f"--nb_phases {phases}: does not divide the {left} classes left after phase 0; "
-            f"{divisors(left)} would (or another --nb_cl_fg)"
-        )
+        would = f"{divisors(left)} would (or another --nb_cl_fg)"
+        raise UsageError(f"--nb_phases {phases}: does not divide the {left} classes left after phase 0; {would}")
     return first, left // phases, phases
 
 

@@ -130,16 +130,6 @@ def test_choosing_and_joining(tree):
         images.followed_by(data.test_images)
 
 
-def test_the_fingerprint_tells_images_apart(tree):
-    images = training_images(tree)
-    exemplar = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    sets = images, images[:3], images.followed_by(exemplar), images.followed_by(exemplar + 1)
-    prints = {some.fingerprint() for some in sets}
-    picture(tree / "train/ape/0.png", (41, 41))
-    assert len({*prints, images.fingerprint()}) == 5
-    assert images.fingerprint() == training_images(tree).fingerprint()
-
-
 # streaming
 
 
@@ -150,7 +140,8 @@ def epochs(tree, workers):
     labels = torch.cat([data.train_class_ids, data.train_class_ids[:1]])
     batches = StreamedBatches(LabelledImages(images, labels), preprocessing(tree))
     generator = torch.Generator().manual_seed(3)
-    return [[torch.cat(parts) for parts in zip(*batches.epoch(4, generator), strict=True)] for _ in range(2)]
+    sizes = [4, 4, 3]
+    return [[torch.cat(parts) for parts in zip(*batches.epoch(sizes, generator), strict=True)] for _ in range(2)]
 
 
 def test_workers_change_nothing_and_epochs_differ(tree):

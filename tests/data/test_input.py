@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import types
 import zlib
 from pathlib import Path
 
@@ -134,9 +135,8 @@ def test_damaged_files_are_named(tree, content, reason):
 def test_a_file_that_vanishes_after_it_was_listed(tree, workers):
     images = training_images(tree, 16, workers)
     (tree / "train/bee/1.png").unlink()
-    for use in (images.loaded, images.fingerprint):
-        with pytest.raises(UsageError, match=r"--data_dir: .*train/bee/1\.png.*No such file"):
-            use()
+    with pytest.raises(UsageError, match=r"--data_dir: .*train/bee/1\.png.*No such file"):
+        images.loaded()
 
 
 @pytest.mark.parametrize("one_class", [True, False])
@@ -266,3 +266,12 @@ def test_a_lost_worker_is_told_of_in_one_line(tmp_path):
 def test_other_errors_of_a_loader_stay_what_they_are():
     error = RuntimeError("Caught TypeError in DataLoader worker process 0.")
     assert files.lost_worker(error, 2) is error
+
+
+def test_too_little_shared_memory_is_told_before_the_start(tree, tmp_path, monkeypatch, capsys):
+    flags = [*TINY, "--data_dir", str(tree), "--out", str(tmp_path / "run"), *"--nb_cl_fg 1 --num_workers 2".split()]
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1024))
+    assert main.main(flags) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert all(words in said for words in ("--num_workers 2", "/dev/shm", "--shm-size", "--num_workers 0"))

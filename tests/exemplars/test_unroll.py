@@ -8,14 +8,7 @@ from torch.func import functional_call
 
 from mnemonics.data.augment import CropAndMirror
 from mnemonics.exemplars import unroll as unroll_module
-from mnemonics.exemplars.unroll import (
-    GraphedSteps,
-    Schedule,
-    Steps,
-    plain_unrolled_gradient,
-    unroll,
-    unrolled_gradient,
-)
+from mnemonics.exemplars.unroll import GraphedSteps, Schedule, Steps, plain_unrolled_gradient, unroll, unrolled_gradient
 from mnemonics.models import make_network
 
 SIZE = 8

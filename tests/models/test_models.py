@@ -7,14 +7,7 @@ import torch
 from torch import nn
 
 from mnemonics.models import make_network, restore_network
-from mnemonics.models.layers import (
-    BiasCorrected,
-    CosineLinear,
-    ScaledConv2d,
-    conv_bn,
-    grown,
-    use_weight_transfer,
-)
+from mnemonics.models.layers import BiasCorrected, CosineLinear, ScaledConv2d, conv_bn, grown, use_weight_transfer
 from mnemonics.models.resnet_cifar import DEPTHS
 
 CPU = torch.device("cpu")
