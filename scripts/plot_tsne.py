@@ -26,7 +26,7 @@ from mnemonics.data.scenario import Scenario
 from mnemonics.engine.errors import UsageError, command
 from mnemonics.engine.files import write_json
 from mnemonics.evaluation import class_means, features_of
-from mnemonics.experiment.stored import Target, check_fit, open_run_folder
+from mnemonics.experiment.stored import Target, check_fit, own_target, scenario_of
 from mnemonics.models.layers import BiasCorrected
 from mnemonics.reporting.figures import COLOURS, DPI, GREY, legend_below, save_figure
 from mnemonics.reporting.read import run_names, writing
@@ -65,7 +65,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 def opened(options: argparse.Namespace) -> list[Run]:
     """The runs with their data; fills in options.phases. Raises UsageError where one does not fit the command line or
     the others."""
-    runs = [open_run_folder(path, options) for path in options.runs]
+    runs = [(target, scenario_of(target)) for target in (own_target(path, options) for path in options.runs)]
     first = runs[0][0]
     options.phases = options.phases or sorted({min(first.files), max(first.files)})
     for target, scenario in runs:

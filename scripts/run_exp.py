@@ -14,7 +14,6 @@ in the command line or in a command, 143 or 130 stopped by SIGTERM or Ctrl-C.
 import argparse
 import contextlib
 import functools
-import hashlib
 import io
 import itertools
 import os
@@ -36,7 +35,6 @@ from mnemonics.experiment.state import parse_args
 from mnemonics.experiment.sweep import Run, Sweep
 
 ROOT = Path(__file__).resolve().parents[1]
-LONGEST_NAME = 200  # characters; file systems allow 255 bytes, and ".log" and the like are added
 
 
 def parse_command_line(arguments: Sequence[str]) -> tuple[str | None, argparse.Namespace, list[str]]:
@@ -140,10 +138,7 @@ def make_run(arguments: Sequence[str], runs_dir: Path) -> Run:
     named, config = settled(
         user, *classes_and_size(user.dataset, user.data_dir, user.image_size), BASELINES[user.baseline].is_bound()
     )
-    name = run_name(named)
-    if len(name) > LONGEST_NAME:
-        name = name[: LONGEST_NAME - 9] + "_" + hashlib.sha256(name.encode()).hexdigest()[:8]
-    folder = runs_dir / name
+    folder = runs_dir / run_name(named)
     shared = [] if user.phase0_dir else ["--phase0_dir", str(runs_dir / "phase0")]
     return Run(folder, (*arguments, *shared, "--out", str(folder)), config)
 

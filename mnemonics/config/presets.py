@@ -1,11 +1,14 @@
 """What the settings that were not given become, and the name of a run."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 from mnemonics.config.fields import LARGEST_SMALL_IMAGE, SETTINGS, ExperimentConfig, result_settings
 from mnemonics.engine.errors import UsageError
 from mnemonics.protocol import phase_sizes
+
+LONGEST_NAME = 200  # bytes, of a run folder; file systems allow 255, and endings are added
 
 
 def resolved(config: ExperimentConfig, is_bound: bool) -> ExperimentConfig:
@@ -49,10 +52,7 @@ def settled(
         UsageError: for phases that do not fit the number of classes, and for a bound that is to be fine-tuned.
     """
     if is_bound and user.finetune_epochs:
-        raise UsageError(
-            f"--finetune_epochs {user.finetune_epochs} and --baseline {user.baseline}: a bound is not fine-tuned on "
-            "exemplars; leave the flag out"
-        )
+        raise UsageError(f"--finetune_epochs {user.finetune_epochs} and --baseline {user.baseline}: not for a bound")
     first, per_phase, count = phase_sizes(num_classes, user.nb_phases, user.nb_cl_fg, user.nb_cl)
     other_first = None if first == num_classes // 2 else first
     named = dataclasses.replace(user, nb_phases=count, nb_cl=None, nb_cl_fg=other_first)
@@ -60,17 +60,19 @@ def settled(
     return named, dataclasses.replace(config, nb_cl_fg=first, nb_cl=per_phase)
 
 
-def run_name(config: ExperimentConfig) -> str:
-    """Name of the run folder, e.g. `cifar100_5phases_lucir_mnemonics_epochs2`: the four main settings and every other
-    one that is not at its default; which folder, where that is the data set. `config` is as the user gave it, with
-    nb_phases filled in."""
+def run_name(config: ExperimentConfig, data: str = "") -> str:
+    """Name of the run folder, e.g. `cifar100_5phases_lucir_mnemonics_epochs2_1f2e3d4c`: the four main settings, every
+    other one that is not at its default, and the fingerprint of the data; which folder, where that is the data set.
+    `config` is as the user gave it, with nb_phases filled in. A long name ends in a hash of what was left out."""
     main = ("dataset", "nb_phases", "nb_cl_fg", "nb_cl", "baseline", "method")
-    parts = [config.dataset, f"{config.nb_phases}phases", config.baseline, config.method]
-    if config.nb_cl_fg is not None:
-        parts.insert(2, f"from{config.nb_cl_fg}")
-    if config.dataset == "folder":
-        parts.insert(1, Path(config.data_dir).resolve().name)
+    folder = [Path(config.data_dir).resolve().name] if config.dataset == "folder" else []
+    first = [] if config.nb_cl_fg is None else [f"from{config.nb_cl_fg}"]
+    parts = [config.dataset, *folder, f"{config.nb_phases}phases", *first, config.baseline, config.method]
     for name, value in result_settings(config).items():
         if name not in main and value != SETTINGS[name].default:
             parts.append(name if value is True else f"no_{name}" if value is False else f"{name}{value}")
-    return "_".join(parts).replace("/", "-")  # of --lr_drops 1/2,3/4: else it would be several folders
+    name = "_".join([*parts, data] if data else parts).replace("/", "-")  # of --lr_drops: it would be several folders
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    short = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore")
+    return f"{short}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing
+from mnemonics.data.identity import Identity, identity_of
 from mnemonics.data.image_source import ImageSource
 from mnemonics.engine.device import generator
 from mnemonics.engine.progress import Progress
@@ -34,6 +36,11 @@ class Scenario:
     def labelled(self, images: torch.Tensor, class_ids: torch.Tensor) -> LabelledImages:
         labels = torch.from_numpy(self.protocol.labels_of(class_ids.numpy()))
         return LabelledImages(images.to(self.device), labels.to(self.device))
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Of the data set."""
+        return identity_of(self.source)
 
     @property
     def names_of_labels(self) -> list[str]:

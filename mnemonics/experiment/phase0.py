@@ -6,7 +6,6 @@ weights depend on, the images themselves included: a run that takes it has the n
 up to rounding, where it was trained with another number of threads).
 """
 
-import fcntl
 import hashlib
 import json
 import time
@@ -19,7 +18,6 @@ import torch
 from torch import nn
 
 from mnemonics.config.fields import phase0_settings
-from mnemonics.data.batches import LabelledImages
 from mnemonics.data.scenario import PhaseContext, Scenario
 from mnemonics.engine import files as checkpoint
 from mnemonics.engine.distributed import from_main, is_main
@@ -29,9 +27,7 @@ from mnemonics.engine.progress import Progress
 POLL_SECONDS = 0.2  # between tries to get a lock
 
 
-def trained_or_taken(
-    context: PhaseContext, model: nn.Module, data: LabelledImages, train: Callable[[], None]
-) -> dict[str, Any]:
+def trained_or_taken(context: PhaseContext, model: nn.Module, train: Callable[[], None]) -> dict[str, Any]:
     """Make `model` the model of phase 0: call `train`, or copy the weights that an equal run left in --phase0_dir.
 
     Returns:
@@ -39,7 +35,7 @@ def trained_or_taken(
     Raises:
         UsageError: if --phase0_dir cannot be written.
     """
-    folder, key = Path(context.config.phase0_dir), from_main(lambda: key_of(context.scenario, data))
+    folder, key = Path(context.config.phase0_dir), key_of(context.scenario)
     progress = context.progress
     path = folder / f"{key}.pt"
     with locked(folder, key, progress) if is_main() else nullcontext():
@@ -70,15 +66,11 @@ def is_there(path: Path, progress: Progress) -> bool:
     return True
 
 
-def key_of(scenario: Scenario, data: LabelledImages) -> str:
+def key_of(scenario: Scenario) -> str:
     """32 hex digits of the SHA-256 of all that the weights after phase 0 depend on."""
     machine = {"torch": torch.__version__, "device": scenario.device.type}
-    facts = phase0_settings(scenario.config) | machine
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    in_memory = isinstance(data.images, torch.Tensor)
-    digest.update(data.images.cpu().numpy().tobytes() if in_memory else data.images.fingerprint())
-    digest.update(data.labels.cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    facts = phase0_settings(scenario.config) | machine | {"data": scenario.identity["fingerprint"]}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @contextmanager
@@ -90,11 +82,7 @@ def locked(folder: Path, key: str, progress: Progress) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"--phase0_dir {folder}: cannot be written ({error.strerror}); name another folder") from None
     with file:
-        while True:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, worker processes do not inherit it
-                break
-            except (BlockingIOError, PermissionError):  # which of them, depends on the system
-                progress.between(None, dict)  # a run can be stopped here, too
-                time.sleep(POLL_SECONDS)
+        while not checkpoint.try_lock(file):
+            progress.between(None, dict)  # a run can be stopped here, too
+            time.sleep(POLL_SECONDS)
         yield

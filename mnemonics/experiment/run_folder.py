@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from torch import Tensor
 from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import ExperimentConfig, result_settings
 from mnemonics.data.batches import LabelledImages
+from mnemonics.data.identity import Identity, difference
 from mnemonics.engine import files as checkpoint
 from mnemonics.engine.device import environment, seed_of
 from mnemonics.engine.distributed import from_main, is_main
@@ -27,6 +27,7 @@ from mnemonics.experiment.state import Experiment, State
 from mnemonics.models import make_network, restore_network
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+OR_ANEW = "name another --out, or start anew with --no-resume"
 KEPT = ("phases", "confusion", "settings", "environment")  # of `State`, as they are
 WRITTEN = (NEWEST, PREVIOUS, *"phase_*.pt results.json confusion.json exemplars_phase_*.png".split())
 WRITTEN += ("report.html", "log.txt", "events.*", "config.json")  # all that a run leaves
@@ -46,18 +47,12 @@ def reserved(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a+b", buffering=0)
     except OSError as error:
-        raise UsageError(
-            f"--out {folder}: cannot make this folder ({error.strerror}); name one that can be written"
-        ) from None
+        raise UsageError(f"--out {folder}: cannot make this folder ({error.strerror}); name another one") from None
     with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, worker processes do not inherit it
-        except (BlockingIOError, PermissionError):  # which of them, depends on the system
+        if not checkpoint.try_lock(file):
             file.seek(0)
             holder = file.read().decode(errors="replace") or "?"
-            raise UsageError(
-                f"--out {folder}: process {holder} is working on this run; wait for it, or name another folder"
-            ) from None
+            raise UsageError(f"--out {folder}: process {holder} is working on this run; wait, or name another folder")
         with checkpoint.naming(folder / ".lock"):
             file.truncate(0)
             file.write(str(os.getpid()).encode())
@@ -91,6 +86,13 @@ def open_run(experiment: Experiment) -> tuple[State, Partial | None, list[str]]:
     return State(model, empty, []), None, notices
 
 
+def refuse_other_data(folder: Path, stored: Identity | None, now: Identity) -> None:
+    """Raises UsageError where a run was made with another data set."""
+    differs = difference(stored, now) if stored else ""
+    if differs:
+        raise UsageError(f"--data_dir: the run in {folder} has other data ({differs}); {OR_ANEW}")
+
+
 def stored_memory(memory: ExemplarMemory) -> dict[str, Tensor]:
     """What a checkpoint holds of a memory."""
     return vars(memory.data) | {"held_out": memory.held_out}
@@ -110,18 +112,18 @@ def prepare_folder(experiment: Experiment) -> tuple[str | None, list[str]]:
     config, folder = experiment.config, experiment.folder
     if not config.resume:
         clear(folder)
-    name, settings, notices = newest_checkpoint(folder)
-    if name is None:
-        settings = stored_settings(folder / "config.json")
-    if settings is not None:
-        refuse_other_settings(folder, settings, config)
-    checkpoint.write_json(folder / "config.json", settings or dataclasses.asdict(config))
+    name, stored, notices = newest_checkpoint(folder)
+    if name is None:  # it was stopped before its first checkpoint, or is new
+        stored = {"settings": stored_settings(folder / "config.json") or result_settings(config)}
+    refuse_other_settings(folder, stored["settings"], config)
+    refuse_other_data(folder, stored.get("data"), experiment.scenario.identity)
+    checkpoint.write_json(folder / "config.json", dataclasses.asdict(config))  # with the places that are used now
     return name, notices
 
 
 def newest_checkpoint(folder: Path) -> tuple[str | None, dict | None, list[str]]:
-    """The newest whole checkpoint of a run folder, the settings in it, and notices of damaged newer ones, which are
-    removed.
+    """The newest whole checkpoint of a run folder, what it says of settings and data, and notices of damaged newer
+    ones, which are removed.
 
     Raises:
         UsageError: if there are checkpoints, but no whole one of this format.
@@ -131,20 +133,18 @@ def newest_checkpoint(folder: Path) -> tuple[str | None, dict | None, list[str]]
     damaged: list[str] = []
     for name in (name for name in names if (folder / name).exists()):
         try:
-            settings = checkpoint.load_alone(folder / name)["settings"]
+            stored = checkpoint.load_alone(folder / name)
         except checkpoint.DamagedError:
             damaged.append(name)
             continue
         except ValueError as error:
-            raise UsageError(f"--out {folder}: {error}; name another folder, or start anew with --no-resume") from None
+            raise UsageError(f"--out {folder}: {error}; {OR_ANEW}") from None
         for other in damaged:
             (folder / other).unlink()  # lest it be kept as the previous one
-        return name, settings, [f"{folder / other} is damaged: going on from {name}" for other in damaged]
+        kept = {key: stored[key] for key in ("settings", "data")}
+        return name, kept, [f"{folder / other} is damaged: going on from {name}" for other in damaged]
     if damaged:
-        raise UsageError(
-            f"--out {folder}: {', '.join(damaged)} damaged, and no other checkpoint is there; name another folder, or "
-            "start anew with --no-resume"
-        )
+        raise UsageError(f"--out {folder}: {', '.join(damaged)} damaged, and no other checkpoint is there; {OR_ANEW}")
     return None, None, []
 
 
@@ -172,16 +172,14 @@ def refuse_other_settings(folder: Path, stored: dict, config: ExperimentConfig) 
         if stored.get(name) != value
     ]
     if differences:
-        raise UsageError(
-            f"--out {folder}: holds a run with other settings ({'; '.join(differences)}); name another "
-            "folder, or start anew with --no-resume"
-        )
+        raise UsageError(f"--out {folder}: holds a run with other settings ({'; '.join(differences)}); {OR_ANEW}")
 
 
 def contents(experiment: Experiment, state: State) -> dict[str, Any]:
     """What a checkpoint holds of `state`, in tensors of its own."""
     return {
         "settings": dataclasses.asdict(experiment.config),
+        "data": experiment.scenario.identity,
         "class_order": list(experiment.scenario.protocol.order),
         "phase": len(state.phases) - 1,
         "model": {name: tensor.clone() for name, tensor in state.model.state_dict().items()},
@@ -214,6 +212,7 @@ def write_results(experiment: Experiment, state: State) -> dict:
     results = {
         "config": state.settings,
         "environment": state.environment,
+        "data": experiment.scenario.identity,
         "class_order": list(protocol.order),
         "class_order_sha256": protocol.order_sha256,
         "headline": headline,

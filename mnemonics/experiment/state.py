@@ -1,7 +1,7 @@
 """From the settings to everything a run needs, and what a phase leaves to the next one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from mnemonics.config import command_line
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.config.presets import run_name, settled
 from mnemonics.data.batches import Preprocessing
+from mnemonics.data.files import check_shared_memory
 from mnemonics.data.scenario import Scenario
 from mnemonics.data.sources import SOURCES, load_source
 from mnemonics.engine.device import pick_device, prepare
@@ -73,10 +74,14 @@ def set_up(user: ExperimentConfig) -> Experiment:
         raise UsageError(f"--image_size {user.image_size}: {user.dataset} has its own; only images of files have none")
     size, is_bound = None if in_memory else source.image_size, BASELINES[user.baseline].is_bound()
     named, config = settled(user, source.num_classes, size, is_bound)
-    check_budget(config, source)
+    if not is_bound and (notice := check_budget(config, source)):
+        source = replace(source, notices=(*source.notices, notice))
+    if not in_memory:
+        check_shared_memory(source.train_images, max(config.train_batch_size, config.eval_batch_size))
     protocol = make_protocol(class_order(source.num_classes, config.order_seed), config.nb_cl_fg, config.nb_cl)
     scenario = Scenario(config, source, protocol, Preprocessing.of(source, device), device)
-    return Experiment(scenario, Path(config.out or Path("runs") / run_name(named)))
+    name = run_name(named, scenario.identity["fingerprint"][:8])
+    return Experiment(scenario, Path(config.out or Path("runs") / name))
 
 
 def announcement(experiment: Experiment, state: State, under_way: bool) -> list[str]:
@@ -93,11 +98,9 @@ def announcement(experiment: Experiment, state: State, under_way: bool) -> list[
         f"run folder {experiment.folder}",
     ]
     if world() > 1:
-        backend, share = "nccl" if device.type == "cuda" else "gloo", config.train_batch_size / world()
-        lines.append(
-            f"{world()} processes ({backend}): batches of {config.train_batch_size} in all, {share:.4g} each; learning "
-            "rate as configured"
-        )
+        backend, whole = "nccl" if device.type == "cuda" else "gloo", config.train_batch_size
+        share = f"batches of {whole} in all, {whole / world():.4g} each"
+        lines.append(f"{world()} processes ({backend}): {share}; learning rate as configured")
     if under_way:
         lines.append(f"resuming in phase {len(state.phases)}")
     elif state.phases:

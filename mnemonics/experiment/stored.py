@@ -16,6 +16,7 @@ from mnemonics.baselines import BASELINES
 from mnemonics.config.command_line import check
 from mnemonics.config.fields import SETTINGS, ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing
+from mnemonics.data.identity import Identity, difference, identity_of, order_by_name
 from mnemonics.data.scenario import Scenario
 from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
@@ -49,6 +50,7 @@ class Target:
     kind: str  # "run" or "authors"
     config: ExperimentConfig  # data set, phases (nb_cl_fg, nb_cl), order_seed, device, eval_batch_size, ncm
     order: tuple[int, ...] | None  # order[label] = class id; None: made from config.order_seed
+    data: Identity | None  # of the data set that the class ids are of, where it is known
     files: dict[int, Path]  # phase -> file, sorted
     headline: str  # the classifier that the paper's table shows for the baseline
     load: Callable[[int, Path, torch.device], Loaded]  # raises UsageError
@@ -79,7 +81,8 @@ def own_target(path: Path, options: argparse.Namespace) -> Target:
     config, order = with_flags(ExperimentConfig(**state["settings"]), options), tuple(state["class_order"])
     name = path.resolve().name if path.is_dir() else f"{path.resolve().parent.name}_{path.stem}"
     load, files = functools.partial(load_own, config, order), files or {state["phase"]: path}
-    return Target(name, path, "run", config, order, files, BASELINES[config.baseline].headline, load)
+    headline, data = BASELINES[config.baseline].headline, state.get("data")
+    return Target(name, path, "run", config, order, data, files, headline, load)
 
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
@@ -140,17 +143,14 @@ def scenario_of(target: Target) -> Scenario:
     device = pick_device(config.device, config.gpu)
     prepare(device, config.deterministic)
     source = load_source(config)
+    if target.data is not None and (differs := difference(target.data, now := identity_of(source))):
+        target = dataclasses.replace(target, order=order_by_name(target.order, target.data, now))
+        source = dataclasses.replace(source, notices=(*source.notices, f"other data than the run's: {differs}"))
     protocol = protocol_of(target, source.num_classes)
     for index, file in target.files.items():
         if not 0 <= index < len(protocol.phases):
             raise UsageError(f"{file}: would be of phase {index}, which there is not with {sizes(config)}")
     return Scenario(config, source, protocol, Preprocessing.of(source, device), device)
-
-
-def open_run_folder(folder: Path, options: argparse.Namespace) -> tuple[Target, Scenario]:
-    """A run with its data, for those who look into it. Raises UsageError."""
-    target = own_target(folder, options)
-    return target, scenario_of(target)
 
 
 def check_fit(scenario: Scenario, phase: Phase, file: Path, loaded: Loaded) -> None:

@@ -40,7 +40,7 @@ def authors_target(path: Path, options: argparse.Namespace) -> Target:
     start = config.nb_cl_fg // config.nb_cl - 1  # the iteration of phase 0
     name = folder.resolve().name if path.is_dir() else f"{folder.resolve().name}_{path.stem}"
     phases = {iteration - start: file for iteration, file in files.items()}
-    return Target(name, path, "authors", config, order, phases, "cnn", load_authors, (*notices, notice))
+    return Target(name, path, "authors", config, order, None, phases, "cnn", load_authors, (*notices, notice))
 
 
 def model_files(path: Path) -> tuple[int, dict[int, Path], list[str]]:

@@ -55,18 +55,21 @@ def grouped(runs: Iterable[tuple[str, Results]]) -> tuple[list[Group], list[str]
     """Finished runs that differ in their seed only, in the order of their seeds; and, in words, the runs left out: the
     unfinished ones, and those for which there was one with the same settings and seed before (counting it twice would
     make the interval too narrow)."""
-    groups: dict[str, dict[int, tuple[str, Results]]] = {}
+    groups: dict[tuple, dict[int, tuple[str, Results]]] = {}
     left = []
     for name, results in runs:
         if not text.is_finished(results):
             left.append(f"{name}: unfinished, {text.finished_phases(results)} phases")
             continue
         config = results["config"]
-        seeds = groups.setdefault(json.dumps([paper.settings(config), paper.images_per_class(results)]), {})
+        data = results.get("data", {}).get("fingerprint") or paper.images_per_class(results)
+        seeds = groups.setdefault((json.dumps(paper.settings(config)), data), {})
         first, before = seeds.setdefault(config["random_seed"], (name, results))
         if before is not results:
             same = "the same" if results["summary"] == before["summary"] else "OTHER"
             left.append(f"{name}: settings and seed of {first}, {same} numbers")
+    if len({settings for settings, _ in groups}) < len(groups):
+        left.append("nothing, but rows with equal settings are of different data sets, which are not averaged")
     return [[seeds[seed][1] for seed in sorted(seeds)] for seeds in groups.values()], left
 
 

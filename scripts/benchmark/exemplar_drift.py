@@ -23,7 +23,7 @@ from mnemonics.data.batches import LabelledImages, Preprocessing, plain_batches
 from mnemonics.data.scenario import Scenario
 from mnemonics.engine.errors import UsageError, command
 from mnemonics.engine.files import write_json
-from mnemonics.experiment.stored import Target, check_fit, open_run_folder
+from mnemonics.experiment.stored import Target, check_fit, own_target, scenario_of
 from mnemonics.reporting.read import run_names, writing
 from mnemonics.reporting.text import render_table, with_header
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto: a GPU where there is one (%(default)s)")
     add("--out", type=Path, help="JSON file for the numbers (none)")
     options = parser.parse_args(arguments)
-    runs = [open_run_folder(path, options) for path in options.runs]
+    runs = [(target, scenario_of(target)) for target in (own_target(path, options) for path in options.runs)]
     rows = [row for name, run in zip(run_names(options.runs), runs, strict=True) for row in rows_of(name, *run)]
     if options.out is not None:
         with writing(options.out):
