@@ -5,6 +5,7 @@ python tests/lose_workers.py DATA OUT       prints what becomes of each case
 
 import errno
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from image_folders import TINY, preprocessing, read, training_images
 
-import main
+from mnemonics.__main__ import main
 from mnemonics.data.batches import LabelledImages, StreamedBatches
 from mnemonics.data.files import Decoder
 from mnemonics.engine.errors import UsageError
@@ -32,7 +33,13 @@ def in_training(patch, root, out):
         return decode(self, row)
 
     patch.setattr(Decoder, "image", image)
-    print("status", main.main([*TINY, "--data_dir", root, "--out", out, "--num_workers", "2"]), flush=True)
+    print("status", main([*TINY, "--data_dir", root, "--out", out, "--num_workers", "2"]), flush=True)
+
+
+def handing_over(patch, root, out):
+    """A worker is about to die when the main process asks it for the memory of a batch that is ready."""
+    patch.setattr(multiprocessing.connection, "deliver_challenge", lambda connection, key: connection.close())
+    training_images(root, 16, 2).loaded()
 
 
 def while_busy(patch, root, out):
@@ -57,7 +64,7 @@ def at_start(patch, root, out):
 
 if __name__ == "__main__":
     torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2  # seconds; PyTorch waits longer for workers to end
-    for case in (in_training, while_busy, at_start):
+    for case in (in_training, handing_over, while_busy, at_start):
         with pytest.MonkeyPatch.context() as patch:
             try:
                 case(patch, *sys.argv[1:])

@@ -122,7 +122,7 @@ class StreamedBatches:
 
     def __init__(self, data: LabelledImages, prep: Preprocessing):
         self.data, self.prep = data, prep
-        self.draws: list[tuple[Tensor, Tensor]] = []  # of an epoch: other ones each time, while the workers stay
+        self.draws: list[tuple] = []  # of an epoch: other ones each time, while the workers stay
         self.loader = data.images.loader(self.draws, persistent=True)
 
     def epoch(self, sizes: list[int], generator: torch.Generator, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
@@ -133,7 +133,7 @@ class StreamedBatches:
         order = torch.randperm(n, generator=generator, device=generator.device)
         seeds = torch.randint(2**62, (n,), generator=generator, device=generator.device)
         order, seeds = order[: sum(sizes)], seeds[: sum(sizes)]
-        mine = [[part[own_rows()] for part in draw.cpu().split(sizes)] for draw in (order, seeds)]
+        mine = [[part[own_rows()].numpy() for part in draw.cpu().split(sizes)] for draw in (order, seeds)]
         self.draws[:] = list(zip(*mine, strict=True))[first:]
         for images, index in zip(decoded(self.loader), order.split(sizes)[first:], strict=True):
             yield images.to(labels.device, non_blocking=True), labels[index]

@@ -27,7 +27,7 @@ from mnemonics.engine.errors import UsageError
 SHARED_MEMORY = Path("/dev/shm")
 LOADING_BATCH = 16  # images that a worker decodes at a time where all of them go into one tensor
 WORKER_SECONDS = 10  # how long a worker process outlives SIGTERM
-LOST_WORKER = ("DataLoader worker (pid", "Too many open files", "can't start new thread")  # PyTorch's words
+LOST_WORKER = ("DataLoader worker (pid", "Too many open files", "can't start new thread", "received 0 items of")
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: comparing arrays gives no single truth value
@@ -81,14 +81,14 @@ class FileImages:
     def plain_batches(self, batch_size: int, rows: slice = slice(None)) -> Iterator[Tensor]:
         """uint8 [<= batch_size, 3, size, size], in order, without random cuts: of each batch these `rows`, all by
         default. Raises UsageError for a bad file."""
-        index = torch.arange(len(self)).split(batch_size) if len(self) else ()
+        index = np.split(np.arange(len(self)), range(batch_size, len(self), batch_size)) if len(self) else ()
         yield from decoded(self.loader([(batch[rows], None) for batch in index]))
 
-    def loader(self, draws: Iterable[tuple[Tensor, Tensor | None]], persistent: bool = False) -> DataLoader:
+    def loader(self, draws: Iterable[tuple[np.ndarray, np.ndarray | None]], persistent: bool = False) -> DataLoader:
         """Batches of the images `index` (int64 [b]), cut at random by `seeds` (int64 [b]) where they are not None, for
-        each (index, seeds) of `draws`, which is gone through again each time the loader is.
-
-        With `persistent`, the workers stay for the next time. An image that cannot be read makes the batch a string.
+        each (index, seeds) of `draws`, which is gone through again each time the loader is (arrays: each tensor would
+        reach a worker through shared memory). With `persistent`, the workers stay for the next time. An image that
+        cannot be read makes the batch a string.
         """
         workers = self.workers
         return DataLoader(
@@ -122,7 +122,7 @@ class Decoder(Dataset):
         large = images.size > LARGEST_SMALL_IMAGE
         self.short_side = round(images.size * 8 / 7) if large else images.size  # before the centre is cut out, pixels
 
-    def __getitem__(self, draw: tuple[Tensor, Tensor | None]) -> Tensor | str:
+    def __getitem__(self, draw: tuple[np.ndarray, np.ndarray | None]) -> Tensor | str:
         index, seeds = draw
         try:
             rows = self.images.rows[index].tolist()
@@ -189,15 +189,15 @@ def decoded(batches: DataLoader) -> Iterator[Tensor]:
             if isinstance(batch, str):
                 raise UsageError(f"--data_dir: {batch}")
             yield batch
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, EOFError) as error:
         raise lost_worker(error, batches.num_workers) from None
 
 
 def lost_worker(error: Exception, workers: int) -> Exception:
     """What to raise for an error of a loader: a UsageError where a worker process was killed, could not be started or
     cannot be talked to, and the error itself where it is anything else."""
-    reason = " ".join(str(error).split())
-    if not isinstance(error, OSError) and not reason.startswith(LOST_WORKER):
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, OSError | EOFError) and not reason.startswith(LOST_WORKER):
         return error
     return UsageError(
         f"--num_workers {workers}: a process that decodes images was lost ({reason}); most often memory is short: "

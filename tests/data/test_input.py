@@ -255,11 +255,12 @@ def test_a_lost_worker_is_told_of_in_one_line(tmp_path):
     command = [sys.executable, Path(__file__).parents[1] / "lose_workers.py", tree, tmp_path / "run"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     *_, told = (line.removeprefix("main.py: ") for line in done.stderr.splitlines() if line.startswith("main.py: "))
-    status, while_busy, at_start = done.stdout.splitlines()[-3:]
+    status, handing_over, while_busy, at_start = done.stdout.splitlines()[-4:]
     assert status == "status 2"
-    for line, words in ((told, "exited unexp"), (while_busy, "exited unexp"), (at_start, "Resource temp")):
-        assert "--num_workers 2: a process that decodes images was lost (" in line
+    for line, words in ((handing_over, "EOFError"), (while_busy, "exited unexp"), (at_start, "Resource temp")):
         assert words in line
+    for line in (told, handing_over, while_busy, at_start):
+        assert "--num_workers 2: a process that decodes images was lost (" in line
         assert "--num_workers 0" in line
 
 
