@@ -190,9 +190,11 @@ def run(user: ExperimentConfig) -> tuple[dict, Path]:
 def finish_phase(experiment: Experiment, state: State, log: RunLog, start: LabelledImages, new: LabelledImages) -> None:
     """Write all files of a phase and log what it measured."""
     result = state.phases[-1]
-    picture = experiment.folder / f"exemplars_phase_{result['phase']}.png"
-    plot_exemplars(start.images.cpu(), new.images.cpu(), new.labels.cpu(), experiment.scenario.names_of_labels, picture)
-    log.image("exemplars", picture, result["phase"])
+    if len(new):
+        picture = experiment.folder / f"exemplars_phase_{result['phase']}.png"
+        names = experiment.scenario.names_of_labels
+        plot_exemplars(start.images.cpu(), new.images.cpu(), new.labels.cpu(), names, picture)
+        log.image("exemplars", picture, result["phase"])
     for name, loss in result.get("exemplar_validation_loss", {}).items():
         log.scalar(f"exemplars/validation_loss_{name}", loss, result["phase"])
     for kind in ("accuracy", "phase0_accuracy"):

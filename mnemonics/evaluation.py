@@ -25,14 +25,14 @@ def evaluate(
     """Test `model` on the test images of all classes seen, without a task label.
 
     Args:
-        exemplars: all that is stored of the classes seen, for NME; None: there is no NME.
+        exemplars: all that is stored of the classes seen, for NME; None, or none: there is no NME.
         headline: the classifier of the confusion matrix: "cnn", "nme" or, with --ncm, "ncm"; "cnn" where it is not
             measured.
     Returns:
         See `accuracies`; and "confusion": int64 [classes, classes], see `confusion_matrix`.
     """
     prep, batch_size, seen = context.prep, context.config.eval_batch_size, context.phase.seen
-    sources = {} if exemplars is None else {"nme": exemplars}
+    sources = {"nme": exemplars} if exemplars else {}
     if context.config.ncm:
         sources["ncm"] = context.seen_data()
     means = {name: class_means(model, data, seen, prep, batch_size) for name, data in sources.items()}
@@ -46,7 +46,7 @@ def evaluate(
 def phase_result(context: PhaseContext, exemplars: LabelledImages, before: dict, after: dict, facts: dict) -> dict:
     """The entry of this phase in results.json: what `evaluate` gave before and after the fine-tuning, `facts`, and what
     is the same for every phase."""
-    counts = torch.bincount(exemplars.labels)
+    counts = torch.bincount(exemplars.labels, minlength=context.phase.seen)
     both = {
         key: after[key] | {f"{name}_before_finetune": value for name, value in before[key].items()}
         for key in ("accuracy", "phase0_accuracy")

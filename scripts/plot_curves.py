@@ -20,6 +20,7 @@ from mnemonics.reporting.figures import Curve
 from mnemonics.reporting.paper import images_per_class, settings
 from mnemonics.reporting.read import load_all, writing
 from mnemonics.reporting.tables import Group, grouped, interval
+from mnemonics.reporting.text import order_of
 
 
 def panels_of(groups: Sequence[Group]) -> dict[str, list[Group]]:
@@ -29,7 +30,7 @@ def panels_of(groups: Sequence[Group]) -> dict[str, list[Group]]:
         config, phases = group[0]["config"], group[0]["phases"]
         first, later = phases[0]["classes_seen"], phases[-1]["classes_seen"] - phases[0]["classes_seen"]
         title = f"{config['dataset']}: {first} classes, then {later} in {config['nb_phases']} phases"
-        panels.setdefault(f"{title}, order seed {config['order_seed']}", []).append(group)
+        panels.setdefault(f"{title}, {order_of(config)}", []).append(group)
     return panels
 
 

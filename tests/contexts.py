@@ -13,7 +13,7 @@ from mnemonics.exemplars.base_level import BilevelSettings
 from mnemonics.protocol import class_order, make_protocol
 
 CPU = torch.device("cpu")
-PROTOCOL = make_protocol(class_order(10, 1993), 5, 1)
+PROTOCOL = make_protocol(class_order(10, 1993), [5, *[1] * 5])
 
 
 def resolved(config=None, **settings):

@@ -5,58 +5,13 @@ the paper are made from it: none of them has a list of settings of its own.
 """
 
 import dataclasses
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from mnemonics.config.setting import Setting, by_preset, later, running, setting
 
 LARGEST_SMALL_IMAGE = 64  # pixels; larger images have the network, schedule and augmentation of ImageNet
 LARGEST = 2**31 - 1  # what PyTorch takes as a size, or as a number of anything
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is known of one setting beside its name."""
-
-    help: str
-    choices: tuple[str, ...] = ()  # those of data sets, networks, baselines and exemplars are the keys of their dicts
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # condition (see `presets.resolved`) -> value
-    symbol: str = ""  # in the paper
-    zero: bool = False  # whether 0 makes sense; nothing below does
-    most: float | None = None  # of a number; None: what any number of its type may be
-    affects_results: bool = True  # whether it can change a number in results.json
-    affects_phase0: bool = True  # ... and one of the training of phase 0
-    compared: bool = True  # whether tables beside the paper look at it
-    used_by: str = ""  # what parts of a run use it (see `paper.settings`), any of these; empty: every run
-    default: Any = None
-    annotation: Any = None
-
-    @property
-    def type(self) -> type:
-        """Without None."""
-        return next(t for t in typing.get_args(self.annotation) or (self.annotation,) if t is not types.NoneType)
-
-
-def setting(default: Any, help: str, **facts: Any) -> Any:
-    """A field of `ExperimentConfig`; `facts` are those of `Setting`."""
-    return field(default=default, metadata={"setting": Setting(help, **facts)})
-
-
-def later(default: Any, help: str, **facts: Any) -> Any:
-    """One without effect on the training of phase 0."""
-    return setting(default, help, affects_phase0=False, **facts)
-
-
-def by_preset(default: Any, paper: Any, help: str, **facts: Any) -> Any:
-    """One of the exemplar level, whose default depends on --mnemonics_preset."""
-    facts = {"used_by": "optimises adjusts", "defaults": {"default": default, "paper": paper}} | facts
-    return later(None, help, **facts)
-
-
-def running(default: Any, help: str, **facts: Any) -> Any:
-    """One that says how a run goes, and changes no result."""
-    return setting(default, help, affects_results=False, **facts)
 
 
 @dataclass(frozen=True)
@@ -75,8 +30,14 @@ class ExperimentConfig:
         None, "incremental phases N after phase 0; must divide the classes left (5)", symbol="N"
     )
     nb_cl_fg: int | None = setting(None, "classes in phase 0 (half of all)")
-    nb_cl: int | None = later(None, "classes in each later phase: another way to say --nb_phases", compared=False)
+    nb_cl: str | int | None = later(
+        None, "classes in each later phase, another way to say --nb_phases; or of each, as 7,5,5,3", compared=False
+    )
     order_seed: int = setting(1993, "seed of the class order", zero=True, most=2**32 - 1)  # numpy takes no more
+    class_order: str | None = setting(
+        None,
+        "file with the class order instead: the name or the id of one class in each line; config.json holds its hash",
+    )
     max_images_per_class: int | None = setting(None, "use only the first images of each class, training and test (all)")
     image_size: int | None = setting(
         None,
@@ -103,14 +64,19 @@ class ExperimentConfig:
         defaults={"bound": False, "mnemonics": True, "baseline": False},
     )
     exemplars: str | None = later(
-        None, "how exemplars are made", defaults={"mnemonics": "mnemonics", "baseline": "herding"}, used_by="memory"
+        None,
+        "how exemplars are made",
+        defaults={"no memory": "random", "mnemonics": "mnemonics", "baseline": "herding"},
+        used_by="memory",
     )
     network: str = setting(
         "auto",
         "network; auto is resnet32 for images of up to 64 pixels, resnet18 for larger ones",
         defaults={"small": "resnet32", "large": "resnet18"},
     )
-    nb_protos: int | None = later(None, "exemplars kept per class (20); excludes --total_memory", used_by="memory")
+    nb_protos: int | None = later(
+        None, "exemplars kept per class (20), 0 for none; excludes --total_memory", zero=True, used_by="memory"
+    )
     total_memory: int | None = later(
         None, "exemplars kept in total, shared equally by the classes seen", used_by="memory"
     )
@@ -223,7 +189,7 @@ class ExperimentConfig:
     finetune_epochs: int | None = later(
         None,
         "epochs over the exemplars at the end of each phase from phase 1 on; 0 for none",
-        defaults={"bound": 0, "baseline": 0, "default": 15, "paper": 50},
+        defaults={"bound": 0, "no memory": 0, "baseline": 0, "default": 15, "paper": 50},
         zero=True,
     )
     finetune_augment: bool = later(

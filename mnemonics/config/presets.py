@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mnemonics.config.fields import LARGEST_SMALL_IMAGE, SETTINGS, ExperimentConfig, result_settings
 from mnemonics.engine.errors import UsageError
-from mnemonics.protocol import phase_sizes
+from mnemonics.protocol import hash_of_order, phase_sizes
 
 LONGEST_NAME = 200  # bytes, of a run folder; file systems allow 255, and endings are added
 
@@ -28,6 +28,8 @@ def resolved(config: ExperimentConfig, is_bound: bool) -> ExperimentConfig:
     fill("large" if (values["image_size"] or 0) > LARGEST_SMALL_IMAGE else "small")  # images
     if is_bound:
         fill("bound")
+    if values["nb_protos"] == 0:
+        fill("no memory")
     if config.adjust_always:
         fill("always adjusted")
     fill(config.method)
@@ -49,22 +51,25 @@ def settled(
     Returns:
         What `run_name` takes, and what config.json holds.
     Raises:
-        UsageError: for phases that do not fit the number of classes, and for a bound that is to be fine-tuned.
+        UsageError: for phases that do not fit the number of classes, for a bound that is to be fine-tuned, and for a
+            file with a class order that cannot be read.
     """
     if is_bound and user.finetune_epochs:
         raise UsageError(f"--finetune_epochs {user.finetune_epochs} and --baseline {user.baseline}: not for a bound")
-    first, per_phase, count = phase_sizes(num_classes, user.nb_phases, user.nb_cl_fg, user.nb_cl)
-    other_first = None if first == num_classes // 2 else first
-    named = dataclasses.replace(user, nb_phases=count, nb_cl=None, nb_cl_fg=other_first)
+    first, *later = phase_sizes(num_classes, user.nb_phases, user.nb_cl_fg, user.nb_cl)
+    other_first, equal = None if first == num_classes // 2 else first, len(set(later)) == 1
+    unequal = None if equal else ",".join(map(str, later))
+    order = user.class_order and hash_of_order(user.class_order)
+    named = dataclasses.replace(user, nb_phases=len(later), nb_cl=unequal, nb_cl_fg=other_first, class_order=order)
     config = resolved(dataclasses.replace(named, image_size=image_size), is_bound)
-    return named, dataclasses.replace(config, nb_cl_fg=first, nb_cl=per_phase)
+    return named, dataclasses.replace(config, nb_cl_fg=first, nb_cl=unequal or later[0])
 
 
 def run_name(config: ExperimentConfig, data: str = "") -> str:
     """Name of the run folder, e.g. `cifar100_5phases_lucir_mnemonics_epochs2_1f2e3d4c`: the four main settings, every
     other one that is not at its default, and the fingerprint of the data; which folder, where that is the data set.
     `config` is as the user gave it, with nb_phases filled in. A long name ends in a hash of what was left out."""
-    main = ("dataset", "nb_phases", "nb_cl_fg", "nb_cl", "baseline", "method")
+    main = ("dataset", "nb_phases", "nb_cl_fg", "baseline", "method")
     folder = [Path(config.data_dir).resolve().name] if config.dataset == "folder" else []
     first = [] if config.nb_cl_fg is None else [f"from{config.nb_cl_fg}"]
     parts = [config.dataset, *folder, f"{config.nb_phases}phases", *first, config.baseline, config.method]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from mnemonics.baselines import BASELINES
@@ -12,6 +13,7 @@ from mnemonics.config.fields import ExperimentConfig
 from mnemonics.config.presets import run_name, settled
 from mnemonics.data.batches import Preprocessing
 from mnemonics.data.files import check_shared_memory
+from mnemonics.data.image_source import ImageSource
 from mnemonics.data.scenario import Scenario
 from mnemonics.data.sources import SOURCES, load_source
 from mnemonics.engine.device import pick_device, prepare
@@ -20,7 +22,7 @@ from mnemonics.engine.errors import UsageError
 from mnemonics.exemplars.memory import ExemplarMemory, check_budget
 from mnemonics.exemplars.methods import EXEMPLARS
 from mnemonics.models import NETWORKS
-from mnemonics.protocol import class_order, make_protocol
+from mnemonics.protocol import class_order, hash_of_order, make_protocol, phase_sizes, read_order
 
 CHOICES = {  # settings whose values are the keys of a dict
     "dataset": SOURCES,
@@ -66,19 +68,37 @@ def set_up(user: ExperimentConfig) -> Experiment:
     Raises:
         UsageError: for whatever the user has to change.
     """
+    device, source = load(user)
+    return experiment_of(user, device, source)
+
+
+def load(user: ExperimentConfig) -> tuple[torch.device, ImageSource]:
+    """The device, ready for use, and the data set. Raises UsageError."""
     device = pick_device(user.device, user.gpu)
     prepare(device, user.deterministic)
     source = main_first(lambda: load_source(user))
-    in_memory = isinstance(source.train_images, Tensor)
-    if in_memory and user.image_size is not None:
+    if isinstance(source.train_images, Tensor) and user.image_size is not None:
         raise UsageError(f"--image_size {user.image_size}: {user.dataset} has its own; only images of files have none")
+    return device, source
+
+
+def experiment_of(
+    user: ExperimentConfig, device: torch.device, source: ImageSource, order: tuple[int, ...] | None = None
+) -> Experiment:
+    """The experiment with these data and, where it is given, this class order. Raises as `set_up`."""
+    in_memory = isinstance(source.train_images, Tensor)
     size, is_bound = None if in_memory else source.image_size, BASELINES[user.baseline].is_bound()
     named, config = settled(user, source.num_classes, size, is_bound)
     if not is_bound and (notice := check_budget(config, source)):
         source = replace(source, notices=(*source.notices, notice))
     if not in_memory:
         check_shared_memory(source.train_images, max(config.train_batch_size, config.eval_batch_size))
-    protocol = make_protocol(class_order(source.num_classes, config.order_seed), config.nb_cl_fg, config.nb_cl)
+    sizes = phase_sizes(source.num_classes, None, config.nb_cl_fg, config.nb_cl)
+    if user.class_order is not None:
+        order = read_order(user.class_order, source.class_names)
+    elif order is not None:
+        named, config = (replace(each, class_order=hash_of_order(order)) for each in (named, config))
+    protocol = make_protocol(order or class_order(source.num_classes, config.order_seed), sizes)
     scenario = Scenario(config, source, protocol, Preprocessing.of(source, device), device)
     name = run_name(named, scenario.identity["fingerprint"][:8])
     return Experiment(scenario, Path(config.out or Path("runs") / name))
@@ -88,11 +108,12 @@ def announcement(experiment: Experiment, state: State, under_way: bool) -> list[
     """What a run says before it starts; `under_way`: whether it goes on in the middle of a phase."""
     config, source, device = experiment.config, experiment.scenario.source, experiment.scenario.device
     budget = f"{config.nb_protos} per class" if config.total_memory is None else f"{config.total_memory} in total"
+    unequal = isinstance(config.nb_cl, str)
     lines = [
         *source.notices,
         f"{source.name}: {source.num_classes} classes, {len(source.train_images)} training and "
-        f"{len(source.test_images)} test images; phases: {config.nb_cl_fg} classes, then {config.nb_phases} x "
-        f"{config.nb_cl}",
+        f"{len(source.test_images)} test images; phases: {config.nb_cl_fg} classes, then "
+        f"{config.nb_cl if unequal else f'{config.nb_phases} x {config.nb_cl}'}",
         f"{config.baseline}, {config.exemplars} exemplars ({budget}), weight transfer "
         f"{'on' if config.weight_transfer else 'off'}, {config.network} on {device}; "
         f"run folder {experiment.folder}",

@@ -49,12 +49,13 @@ class Target:
     path: Path  # as the user gave it
     kind: str  # "run" or "authors"
     config: ExperimentConfig  # data set, phases (nb_cl_fg, nb_cl), order_seed, device, eval_batch_size, ncm
-    order: tuple[int, ...] | None  # order[label] = class id; None: made from config.order_seed
+    order: tuple[int, ...] | None  # order[label] = class id; None: made from config.order_seed and `run`
     data: Identity | None  # of the data set that the class ids are of, where it is known
     files: dict[int, Path]  # phase -> file, sorted
     headline: str  # the classifier that the paper's table shows for the baseline
     load: Callable[[int, Path, torch.device], Loaded]  # raises UsageError
     notices: tuple[str, ...] = ()
+    run: int = 0  # see `class_order`
 
 
 def with_flags(config: ExperimentConfig, options: argparse.Namespace) -> ExperimentConfig:
@@ -69,8 +70,7 @@ def own_target(path: Path, options: argparse.Namespace) -> Target:
     Raises:
         UsageError: for files that cannot be used, and for flags that contradict what is stored.
     """
-    found = [(PHASE_FILE.fullmatch(file.name), file) for file in path.iterdir()] if path.is_dir() else []
-    files = dict(sorted((int(match[1]), file) for match, file in found if match))
+    files = phase_files(path)
     if path.is_dir() and not files:
         raise UsageError(f"{path}: holds neither phase_<i>.pt nor run_<r>_iteration_<k>_model.pth; name what does")
     state = read_state(files[min(files)] if files else path, torch.device("cpu"))
@@ -83,6 +83,12 @@ def own_target(path: Path, options: argparse.Namespace) -> Target:
     load, files = functools.partial(load_own, config, order), files or {state["phase"]: path}
     headline, data = BASELINES[config.baseline].headline, state.get("data")
     return Target(name, path, "run", config, order, data, files, headline, load)
+
+
+def phase_files(folder: Path) -> dict[int, Path]:
+    """phase -> its checkpoint in a run folder, sorted; none where that is no folder."""
+    found = [(PHASE_FILE.fullmatch(file.name), file) for file in folder.iterdir()] if folder.is_dir() else []
+    return dict(sorted((int(match[1]), file) for match, file in found if match))
 
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
@@ -130,11 +136,10 @@ def load_own(config: ExperimentConfig, order: tuple[int, ...], index: int, path:
 def protocol_of(target: Target, num_classes: int) -> Protocol:
     """The class order of a target, cut into its phases. Raises UsageError where they do not fit `num_classes`."""
     config = target.config
-    order = target.order or class_order(num_classes, config.order_seed)
+    order = target.order or class_order(num_classes, config.order_seed, target.run)
     if len(order) != num_classes:
         raise UsageError(f"{target.path}: its class order has {len(order)} classes, {config.dataset} has {num_classes}")
-    phase_sizes(num_classes, None, config.nb_cl_fg, config.nb_cl)
-    return make_protocol(order, config.nb_cl_fg, config.nb_cl)
+    return make_protocol(order, phase_sizes(num_classes, None, config.nb_cl_fg, config.nb_cl))
 
 
 def scenario_of(target: Target) -> Scenario:

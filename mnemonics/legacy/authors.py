@@ -40,7 +40,7 @@ def authors_target(path: Path, options: argparse.Namespace) -> Target:
     start = config.nb_cl_fg // config.nb_cl - 1  # the iteration of phase 0
     name = folder.resolve().name if path.is_dir() else f"{folder.resolve().name}_{path.stem}"
     phases = {iteration - start: file for iteration, file in files.items()}
-    return Target(name, path, "authors", config, order, None, phases, "cnn", load_authors, (*notices, notice))
+    return Target(name, path, "authors", config, order, None, phases, "cnn", load_authors, (*notices, notice), run)
 
 
 def model_files(path: Path) -> tuple[int, dict[int, Path], list[str]]:
@@ -80,7 +80,8 @@ def stored_order(folder: Path, run: int, seed: int | None) -> tuple[tuple[int, .
     """The class order of the pickle beside the models, None where it follows from the seed; and a line that says so."""
     stored = sorted(folder.glob(f"seed_*_order_run_{run}.pkl"))
     if seed is not None or not stored:
-        return None, f"class order: made from seed {ExperimentConfig.order_seed if seed is None else seed}"
+        which = f"shuffle {run + 1} of " if run else ""
+        return None, f"class order: made from {which}seed {ExperimentConfig.order_seed if seed is None else seed}"
     if len(stored) > 1:
         raise UsageError(f"{folder}: several class orders, {' and '.join(p.name for p in stored)}; say --order_seed")
     return reading(stored[0], order_of), f"class order: read from {stored[0].name}"

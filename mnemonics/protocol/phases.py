@@ -6,6 +6,8 @@ data set gives to a class (alphabetical for CIFAR-100) is called its *class id* 
 
 import hashlib
 import itertools
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,12 +51,12 @@ class Protocol:
 
 
 def phase_sizes(
-    num_classes: int, nb_phases: int | None, nb_cl_fg: int | None, nb_cl: int | None
-) -> tuple[int, int, int]:
-    """Settle the three ways of saying the split into phases.
+    num_classes: int, nb_phases: int | None, nb_cl_fg: int | None, nb_cl: int | str | None
+) -> tuple[int, ...]:
+    """Settle the three ways of saying the split into phases; `nb_cl` may be a list such as "7,5,5,3".
 
     Returns:
-        (classes in phase 0, classes in each later phase, number of later phases).
+        The number of new classes in each phase.
     Raises:
         UsageError: when they contradict each other or do not fit the number of classes.
     """
@@ -64,6 +66,14 @@ def phase_sizes(
     left = num_classes - first
     if not 0 < first < num_classes:
         raise UsageError(f"--nb_cl_fg {first}: phase 0 needs 1 to {num_classes - 1} of the {num_classes} classes")
+    later = numbers(nb_cl)
+    if len(later) > 1:
+        if sum(later) != left:
+            raise UsageError(f"--nb_cl {nb_cl}: {sum(later)} classes, but {left} are left (see --nb_cl_fg)")
+        if nb_phases not in (None, len(later)):
+            raise UsageError(f"--nb_phases {nb_phases} contradicts --nb_cl {nb_cl}: give one of the two")
+        return first, *later
+    nb_cl = later[0] if later else None
     if nb_cl is not None and nb_phases is not None and nb_cl * nb_phases != left:
         raise UsageError(f"--nb_phases {nb_phases} contradicts --nb_cl {nb_cl} for {left} classes: give one of the two")
     if nb_cl is not None and left % nb_cl:
@@ -72,15 +82,23 @@ def phase_sizes(
     if left % phases:
         would = f"{divisors(left)} would (or another --nb_cl_fg)"
         raise UsageError(f"--nb_phases {phases}: does not divide the {left} classes left after phase 0; {would}")
-    return first, left // phases, phases
+    return first, *[left // phases] * phases
+
+
+def numbers(nb_cl: int | str | None) -> list[int]:
+    """What --nb_cl says: "7,5,3" -> [7, 5, 3]. Raises UsageError."""
+    parts = [] if nb_cl is None else str(nb_cl).split(",")
+    if not all(re.fullmatch("0*[1-9][0-9]{0,8}", part) for part in parts):
+        raise UsageError(f"--nb_cl {nb_cl}: must be a number of classes greater than 0, or several as 7,5,5,3")
+    return list(map(int, parts))
 
 
 def divisors(n: int) -> str:
     return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
 
 
-def make_protocol(order: tuple[int, ...], first: int, per_phase: int) -> Protocol:
-    """Cut a class order into phase 0 with `first` classes and phases of `per_phase` classes."""
-    bounds = [0, *range(first, len(order) + 1, per_phase)]
+def make_protocol(order: tuple[int, ...], sizes: Sequence[int]) -> Protocol:
+    """Cut a class order into phases with so many new classes; there may be classes left after the last."""
+    bounds = itertools.accumulate(sizes, initial=0)
     phases = tuple(Phase(i, a, b, order[a:b]) for i, (a, b) in enumerate(itertools.pairwise(bounds)))
     return Protocol(order, phases)

@@ -73,7 +73,9 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
         if not setting.used_by or any(parts.get(part) for part in setting.used_by.split())
     }
     first, later = config.get("nb_cl_fg"), config.get("nb_cl")
-    if first is not None and later is not None and first == (first + config["nb_phases"] * later) // 2:
+    if isinstance(later, str):
+        values["nb_cl"] = later
+    elif None not in (first, later) and first == (first + config["nb_phases"] * later) // 2:
         values["nb_cl_fg"] = None
     return values | {"weight_transfer": bool(config.get("weight_transfer")), "adjusted": adjusted(config)}
 
@@ -102,7 +104,7 @@ def same_protocol(results: Results) -> bool:
     """Whether classes, their order, phases and exemplar budget are the paper's: only then its numbers stand beside
     those of the run, whatever else differs."""
     mine, theirs = settings(results["config"]), paper_settings(results["config"])
-    names = ("nb_cl_fg", "nb_protos", "total_memory", "max_images_per_class")
+    names = ("nb_cl_fg", "nb_cl", "nb_protos", "total_memory", "max_images_per_class", "class_order")
     order = results["config"]["order_seed"] == SETTINGS["order_seed"].default
     return order and all(mine[name] == theirs[name] for name in names if name in mine)
 

@@ -100,10 +100,15 @@ def in_words(value: Any) -> str:
 def title_of(results: Results) -> str:
     """Which run this is, in one line."""
     config = results["config"]
-    return (
-        f"{config['dataset']}, {config['baseline']} with {config['exemplars']} exemplars, "
-        f"training seed {config['random_seed']}, class order seed {config['order_seed']}"
-    )
+    kept = "without exemplars" if config["nb_protos"] == 0 else f"with {config['exemplars']} exemplars"
+    learner = f"{config['dataset']}, {config['baseline']} {kept}"
+    return f"{learner}, training seed {config['random_seed']}, {order_of(config)}"
+
+
+def order_of(config: dict[str, Any]) -> str:
+    """Where the class order comes from."""
+    own = config.get("class_order")
+    return f"class order {own}" if own else f"class order seed {config['order_seed']}"
 
 
 def is_finished(results: Results) -> bool:

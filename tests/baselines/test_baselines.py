@@ -21,7 +21,7 @@ from mnemonics.models.layers import SplitCosineLinear
 from mnemonics.protocol import class_order, make_protocol
 
 PREP = Preprocessing(torch.full((3,), 0.5), torch.full((3,), 0.25), 1, False)
-PHASES = make_protocol(class_order(10, 1993), 4, 2).phases
+PHASES = make_protocol(class_order(10, 1993), [4, 2, 2, 2]).phases
 IMAGES = torch.zeros(1, 3, 2, 2)
 
 

@@ -80,6 +80,7 @@ def test_a_bound_cannot_be_tuned():
 def test_no_setting_is_left_open():
     settled = dataclasses.asdict(resolved(ExperimentConfig(nb_phases=5, nb_cl_fg=50, nb_cl=10)))
     assert {name for name, value in settled.items() if value is None} == {
+        "class_order",
         "max_images_per_class",
         "image_size",
         "num_workers",
@@ -104,7 +105,8 @@ def test_finetuning_rate_follows_the_base_level():
         ("--base_lr -1", ["--base_lr -1.0", "greater than 0"]),
         ("--base_lr nan", ["--base_lr nan"]),
         ("--beta -0.5", ["--beta -0.5", "at least 0"]),
-        ("--nb_protos 0", ["--nb_protos 0"]),
+        ("--total_memory 0", ["--total_memory 0"]),
+        ("--class_order f --order_seed 1", ["--class_order f", "--order_seed 1", "one of the two"]),
         ("--nb_protos 20 --total_memory 2000", ["--nb_protos 20", "--total_memory 2000", "one of the two"]),
         ("--mnemonics_subsets 1", ["--mnemonics_subsets 1", "at least 2", "--no_adjust"]),
         ("--no_adjust --adjust_always", ["--no_adjust", "--adjust_always", "one of the two"]),

@@ -230,6 +230,9 @@ def test_flags_override_the_name_and_a_stored_order_counts(theirs, tmp_path, eva
     assert cnn(evaluated(*flags, "--order_seed", 1993)) == {1: theirs[1][1]}
     order.write_bytes(pickle.dumps(np.arange(10), 4))
     assert "class order has 10 classes, cifar100 has 100" in evaluated(*flags, status=2)
+    (tmp_path / NAME).mkdir()
+    later = Path(shutil.copy(path, tmp_path / NAME / "run_1_iteration_8_model.pth"))
+    assert evaluated(later)["class_order"] == list(class_order(100, 1993, run=1))
     shutil.copy(order, order.with_name("seed_7_cifar100_order_run_0.pkl"))
     assert "several class orders" in evaluated(*flags, status=2)
 

@@ -1,0 +1,52 @@
+"""Class orders and phases of one's own, and runs without exemplars."""
+
+import json
+
+import pytest
+
+import main
+from eval import evaluate
+
+DIGITS = (
+    "--dataset digits --max_images_per_class 10 --network resnet8 --epochs 1 --mnemonics_epochs 1 --mnemonics_steps 1 "
+    "--finetune_epochs 1 --nb_protos 2 --device cpu"
+).split()
+
+
+def run(flags, folder):
+    """results.json of a run."""
+    assert main.main([*flags, "--out", str(folder)]) == 0
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_own_order_and_unequal_phases(tmp_path, capsys):
+    order, flags = tmp_path / "order.txt", [*DIGITS, "--nb_cl", "3,2", "--class_order", str(tmp_path / "order.txt")]
+    order.write_text("\n".join("9876543210"))
+    found = run(flags, tmp_path / "run")
+    assert found["class_order"] == list(range(10))[::-1]
+    assert [phase["classes_seen"] for phase in found["phases"]] == [5, 8, 10]
+    assert "phases: 5 classes, then 3,2" in capsys.readouterr().out
+    assert run(flags, tmp_path / "run")["sha256"] == found["sha256"]  # the same command finds it done
+    assert evaluate.main([str(tmp_path / "run"), "--out", str(tmp_path / "evaluated")]) in (0, None)
+    again = json.loads((tmp_path / "evaluated" / "evaluation.json").read_text())
+    assert [p["accuracy"]["cnn"] for p in again["phases"]] == [p["accuracy"]["cnn"] for p in found["phases"]]
+    order.write_text("\n".join("9876543201"))
+    assert main.main([*flags, "--out", str(tmp_path / "run")]) == 2
+    assert "holds a run with other settings (--class_order" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("baseline", ["lucir", "lwf", "bic"])
+def test_without_exemplars(tmp_path, baseline):
+    flags = [*DIGITS[: DIGITS.index("--finetune_epochs")], "--nb_protos", "0", "--nb_phases", "1"]
+    found = run([*flags, "--baseline", baseline], tmp_path / "run")
+    for phase in found["phases"]:
+        assert phase["exemplars_per_class"] == {"min": 0, "max": 0}
+        assert phase["exemplar_bytes"] == 0
+        assert phase["train_images"]["old"] == 0
+        assert set(phase["accuracy"]) == {"cnn", "cnn_before_finetune"}
+
+
+@pytest.mark.parametrize("flags", ["--baseline icarl", "--exemplars herding", "--finetune_epochs 2"])
+def test_what_needs_exemplars_is_refused_without(flags, capsys):
+    assert main.main(["--dataset", "digits", "--nb_protos", "0", *flags.split()]) == 2
+    assert "--nb_protos 0: " in capsys.readouterr().err
