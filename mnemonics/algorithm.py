@@ -29,6 +29,7 @@ from mnemonics.exemplars.memory import exemplars_per_class
 from mnemonics.exemplars.meta_level import adjust_old_exemplars
 from mnemonics.exemplars.methods import EXEMPLARS
 from mnemonics.exemplars.selection import random_selection
+from mnemonics.experiment.extend import extended
 from mnemonics.experiment.phase0 import trained_or_taken
 from mnemonics.experiment.run_folder import contents, open_run, reserved, save_partial, save_phase, write_results
 from mnemonics.experiment.state import Experiment, State, announcement, set_up
@@ -167,9 +168,9 @@ def run(user: ExperimentConfig) -> tuple[dict, Path]:
         Interrupted: when a signal asked for it, after a checkpoint was written.
     """
     with Signals() as signals:
-        experiment = set_up(user)
+        experiment, before = (set_up(user), None) if user.extend is None else extended(user)
         with reserved(experiment.folder), signals.deferred():
-            state, partial, notices = open_run(experiment)
+            state, partial, notices = open_run(experiment, before)
             with RunLog(experiment.folder) as log:
                 for line in [*notices, *announcement(experiment, state, partial is not None)]:
                     log.line(line)

@@ -118,6 +118,8 @@ def parse_main(arguments: Sequence[str]) -> ExperimentConfig:
         raise UsageError(last if error.code else "--help runs no experiment") from None
     if config.out is not None:
         raise UsageError(f"--out {config.out}: leave it out, run folders are named here; --runs_dir says where")
+    if config.extend is not None:
+        raise UsageError(f"--extend {config.extend}: leave it out, it takes its settings from another run")
     if config.nb_runs > 1:
         raise UsageError(f"--nb_runs {config.nb_runs}: leave it out; --seeds runs each command with several seeds")
     return config

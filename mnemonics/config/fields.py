@@ -200,6 +200,11 @@ class ExperimentConfig:
     )
 
     # running
+    extend: str | None = running(
+        None,
+        "folder of a finished run that goes on with the classes that are new in the data, in one phase or as --nb_cl "
+        "says; all other settings that change results are that run's",
+    )
     ncm: bool = later(
         False, "also report nearest-class-mean accuracy, whose means read all training data", compared=False
     )

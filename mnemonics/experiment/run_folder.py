@@ -61,9 +61,11 @@ def reserved(folder: Path) -> Iterator[None]:
         yield
 
 
-def open_run(experiment: Experiment) -> tuple[State, Partial | None, list[str]]:
+def open_run(experiment: Experiment, before: State | None = None) -> tuple[State, Partial | None, list[str]]:
     """Begin a run, or take up the run that is in its folder.
 
+    Args:
+        before: what the run begins with instead of a new network.
     Returns:
         The state after the last finished phase, how far the next one had come, and what the user has to know.
     Raises:
@@ -80,6 +82,8 @@ def open_run(experiment: Experiment) -> tuple[State, Partial | None, list[str]]:
         if partial and partial["device"] != device.type:  # random draws are other ones on another kind of device
             partial = None
         return state, partial, notices
+    if before is not None:
+        return before, None, notices
     torch.manual_seed(seed_of(config.random_seed, 0, "weights"))
     model = make_network(config.network, len(scenario.protocol.phases[0].class_ids), device)
     empty = ExemplarMemory.empty(scenario.source.image_size, device)

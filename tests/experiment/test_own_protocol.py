@@ -1,8 +1,9 @@
-"""Class orders and phases of one's own, and runs without exemplars."""
+"""Class orders and phases of one's own, runs without exemplars, and more classes for a finished run."""
 
 import json
 
 import pytest
+from image_folders import TINY, pictures
 
 import main
 from eval import evaluate
@@ -50,3 +51,40 @@ def test_without_exemplars(tmp_path, baseline):
 def test_what_needs_exemplars_is_refused_without(flags, capsys):
     assert main.main(["--dataset", "digits", "--nb_protos", "0", *flags.split()]) == 2
     assert "--nb_protos 0: " in capsys.readouterr().err
+
+
+def test_more_classes_for_a_finished_run(tmp_path, capsys):
+    data = ["--dataset", "folder", "--data_dir", str(tmp_path / "images"), "--num_workers", "0"]
+    pictures(tmp_path / "images", ("bee", "cow", "emu"))
+    first = run([*TINY, *data], tmp_path / "first")
+    extension = [*data, "--extend", str(tmp_path / "first")]
+    assert main.main(extension) == 2
+    assert "no other classes than those of" in capsys.readouterr().err
+    pictures(tmp_path / "images", ("ape", "dog", "fox"))
+    assert main.main([*extension, "--epochs", "7"]) == 2
+    assert "--epochs 7: " in capsys.readouterr().err
+    longer = run([*extension, "--nb_cl", "2,1"], tmp_path / "longer")
+    assert longer["phases"][:2] == first["phases"]
+    assert [phase["classes_seen"] for phase in longer["phases"]] == [2, 3, 5, 6]
+    names = longer["data"]["class_names"]
+    before = [first["data"]["class_names"][c] for c in first["class_order"]]
+    assert [names[c] for c in longer["class_order"]] == [*before, "ape", "dog", "fox"]
+    (tmp_path / "images" / "train" / "cow").rename(tmp_path / "cow")
+    (tmp_path / "images" / "val" / "cow").rename(tmp_path / "cow_val")
+    assert main.main(extension) == 2
+    assert "'cow', a class of" in capsys.readouterr().err
+
+
+def test_an_extension_that_was_stopped_goes_on(tmp_path):
+    data = ["--dataset", "folder", "--data_dir", str(tmp_path / "images"), "--num_workers", "0"]
+    pictures(tmp_path / "images", ("bee", "cow", "emu"))
+    run([*TINY, *data], tmp_path / "first")
+    pictures(tmp_path / "images", ("ape", "dog"))
+    extension = [*data, "--extend", str(tmp_path / "first"), "--nb_cl", "1"]
+    whole = run(extension, tmp_path / "whole")
+    run(extension, tmp_path / "stopped")
+    for name in ("phase_3.pt", "checkpoint.pt", "checkpoint.previous.pt", "results.json"):
+        (tmp_path / "stopped" / name).unlink()
+    resumed = run(extension, tmp_path / "stopped")
+    timeless = [[{**phase, "seconds": 0, "peak_memory_bytes": 0} for phase in r["phases"]] for r in (whole, resumed)]
+    assert timeless[0] == timeless[1]
