@@ -67,8 +67,8 @@ class ExperimentConfig:
     # data and protocol
     dataset: str = setting(
         "cifar100",
-        "which images to learn: CIFAR-100; scikit-learn's handwritten digits at 16x16 pixels; ImageNet or 100 classes "
-        "of it, as process_imagenet/ makes them; any folder with train/<class>/* and val/<class>/*",
+        "which images to learn: CIFAR-10 or -100; scikit-learn's handwritten digits at 16x16 pixels; ImageNet or 100 "
+        "classes of it, as process_imagenet/ makes them; any folder with train/<class>/* and val/<class>/*",
     )
     data_dir: str = running("data", "folder that holds the data set, or where it is downloaded to")
     nb_phases: int | None = later(

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
 from mnemonics.config.fields import LARGEST_SMALL_IMAGE
 from mnemonics.data.images import DataError, check_strip, read_rgb
@@ -134,9 +135,6 @@ class Decoder(Dataset):
     @cached_property
     def transforms(self) -> tuple:
         """torchvision's transforms of images to uint8 [3, size, size]: (plain, random cut)."""
-        # imported here because torchvision takes 140 MB and a second that images in memory need not spend
-        from torchvision.transforms import v2
-
         size = self.images.size
         plain = [v2.Resize(self.short_side), v2.CenterCrop(size)]
         if size > LARGEST_SMALL_IMAGE:
