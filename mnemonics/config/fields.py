@@ -80,8 +80,8 @@ class ExperimentConfig:
     max_images_per_class: int | None = setting(None, "use only the first images of each class, training and test (all)")
     image_size: int | None = setting(
         None,
-        "height and width in pixels that images of files are shown at; of a folder: what the first training image has "
-        "on its short side, at most 224",
+        "height and width in pixels that images of files are shown at; of a folder: the median short side of its "
+        "training images, at most 224",
         defaults={"imagenet_sub": 224, "imagenet": 224},
         most=2**13,  # a batch of larger images would not fit in any memory
     )

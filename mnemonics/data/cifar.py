@@ -38,14 +38,11 @@ Content = tuple[list[str], Split, Split, list[str]]  # class names, training ima
 class Cifar:
     """What tells the two data sets apart."""
 
+    title: str
     official: type[CIFAR10]  # torchvision knows address, file names and MD5 sums
     num_classes: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-
-    @property
-    def title(self) -> str:
-        return f"CIFAR-{self.num_classes}"
 
     @property
     def md5(self) -> dict[str, str]:
@@ -53,18 +50,10 @@ class Cifar:
         meta = self.official.meta
         return dict([*self.official.train_list, *self.official.test_list, (meta["filename"], meta["md5"])])
 
-    @property
-    def what_works(self) -> str:
-        archive, folder = self.official.filename, self.official.base_folder
-        return (
-            f"; what works is a folder that holds {archive} ({self.official.url}), the folder {folder} unpacked from "
-            f"it, or image files train/<class>/* and test/<class>/* of {self.num_classes} classes"
-        )
-
 
 CIFAR = {
-    "cifar10": Cifar(CIFAR10, 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": Cifar(CIFAR100, 100, (0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023)),
+    "cifar10": Cifar("CIFAR-10", CIFAR10, 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Cifar("CIFAR-100", CIFAR100, 100, (0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023)),
 }
 
 
@@ -78,8 +67,12 @@ def load_cifar(config: ExperimentConfig) -> ImageSource:
     Raises:
         UsageError: for files that are missing, damaged or of another data set, and for a download that fails.
     """
-    kind = CIFAR[config.dataset]
-    with usage_errors(f"--data_dir {config.data_dir}", kind.what_works):
+    kind, official = CIFAR[config.dataset], CIFAR[config.dataset].official
+    files = f"{official.filename} ({official.url}), the folder {official.base_folder} unpacked from it, or image files"
+    works = (
+        f"; what works is a folder that holds {files} train/<class>/* and test/<class>/* of {kind.num_classes} classes"
+    )
+    with usage_errors(f"--data_dir {config.data_dir}", works):
         names, train, test, notices = read_any(Path(os.path.expanduser(config.data_dir)), kind)
     counts = len(train[0]), len(test[0])
     if counts != OFFICIAL_COUNTS:
@@ -148,8 +141,7 @@ def read_python_version(files: dict[str, bytes], shown: str, kind: Cifar) -> Con
     for parts in (kind.official.train_list, kind.official.test_list):
         read = [read_python_part(files[name], f"{shown}/{name}", kind) for name, _ in parts]
         images, class_ids = (torch.cat(tensors) for tensors in zip(*read, strict=True))
-        missing = sorted(set(range(kind.num_classes)) - set(class_ids.tolist()))
-        if missing:
+        if missing := sorted(set(range(kind.num_classes)) - set(class_ids.tolist())):
             few = f"no image of class {missing[0]}; {len(missing)} of {kind.num_classes} classes are missing"
             raise DataError(f"{shown}/{', '.join(name for name, _ in parts)}: {few}")
         splits.append((images, class_ids))

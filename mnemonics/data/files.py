@@ -115,13 +115,17 @@ def check_shared_memory(images: FileImages, batch_size: int) -> None:
         )
 
 
+def short_side(size: int) -> int:
+    """What the short side of an image becomes before its centre of `size` pixels is cut out, pixels."""
+    return round(size * 8 / 7) if size > LARGEST_SMALL_IMAGE else size
+
+
 class Decoder(Dataset):
     """What a worker does: (index int64 [b], seeds int64 [b] or None) -> uint8 [b, 3, size, size], or what is wrong."""
 
     def __init__(self, images: FileImages):
         self.images = images
-        large = images.size > LARGEST_SMALL_IMAGE
-        self.short_side = round(images.size * 8 / 7) if large else images.size  # before the centre is cut out, pixels
+        self.short_side = short_side(images.size)
 
     def __getitem__(self, draw: tuple[np.ndarray, np.ndarray | None]) -> Tensor | str:
         index, seeds = draw
@@ -162,7 +166,7 @@ class Decoder(Dataset):
             return self.images.stored[row - files]
         path = self.images.root / os.fsdecode(self.images.names[row])
         image = read_rgb(path)
-        check_strip(image, self.short_side, path)
+        check_strip(image.size, self.short_side, path)
         return image
 
 

@@ -71,13 +71,22 @@ def test_nested_and_hidden_and_other_files_and_names_that_are_not_ascii(tree):
     assert torch.bincount(data.train_class_ids).tolist() == [6, 5]
     assert data.train_images.loaded().shape == (11, 3, 32, 32)
     assert len(data.test_images) == 4
-    assert data.notices == (f"2 files in {deep} are no images by their names, or in no class: ignored",)
+    told = f"2 files in {deep} are no images by their names, or in no class: ignored (1 .png, 1 .txt)"
+    assert data.notices == (told,)
 
 
 def test_size_and_place_of_images(tree):
-    assert read(tree, None).image_size == 36  # of the first image
-    picture(tree / "train/ape/0.png", (500, 300))
-    assert read(tree, None).image_size == 224
+    picture(tree / "test/ape/0.png", (40, 40))
+    unused, size = read(tree, None).notices
+    assert unused == f"{tree / 'val'} is the test set; {tree / 'test'} is not used"
+    sides = "the short sides of 10 training images are 36 to 41, their median 36"
+    assert size == f"images are shown at 36x36 pixels (--image_size): {sides}"
+    for shown, words, *sides in ((224, "they differ widely", 9, 300, 400), (1, "which is tiny", 1, 1)):
+        for i, side in enumerate(sides):
+            picture(tree / words / "train/ape" / f"{i}.png", (side + i, side))
+        shutil.copytree(tree / words / "train", tree / words / "val")
+        data = read(tree / words, None)
+        assert (data.image_size, words in data.notices[0]) == (shown, True)
     shutil.copytree(tree, tree / "seed_1993_subset_100_imagenet" / "data")
     shutil.rmtree(tree / "train")
     with pytest.raises(UsageError, match=r"seed_1993.* holds 2 classes, not 100; --dataset folder takes"):
