@@ -78,6 +78,11 @@ class ExperimentConfig:
     nb_cl: int | None = later(None, "classes in each later phase: another way to say --nb_phases", compared=False)
     order_seed: int = setting(1993, "seed of the class order", zero=True, most=2**32 - 1)  # numpy takes no more
     max_images_per_class: int | None = setting(None, "use only the first images of each class, training and test (all)")
+    val_share: float | None = setting(
+        None,
+        "share of the images of each class that is for test, where a folder has <class>/* without train/ and val/",
+        most=0.9,
+    )
     image_size: int | None = setting(
         None,
         "height and width in pixels that images of files are shown at; of a folder: the median short side of its "

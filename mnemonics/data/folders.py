@@ -1,6 +1,7 @@
-"""Data sets that are folders of image files: train/<class>/* and val/<class>/* (or test/<class>/*)."""
+"""Data sets that are folders of image files: train/<class>/* and val/<class>/* (or test/<class>/*), or <class>/*."""
 
 import errno
+import hashlib
 import os
 import statistics
 import unicodedata
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mnemonics.config.fields import ExperimentConfig
+from mnemonics.data.batches import rank_within_class
 from mnemonics.data.files import FileImages, short_side
 from mnemonics.data.image_source import ImageSource
 from mnemonics.data.images import DataError, check_strip, headers, usage_errors
@@ -55,8 +57,11 @@ def load_folders(config: ExperimentConfig) -> ImageSource:
     with usage_errors(f"--data_dir {config.data_dir}"):
         places = root, *(root / name for name in below)
         root = next((folder for folder in places if (folder / "train").is_dir()), root)
-        train, test = list_splits(root)
+        train, test = list_splits(root) if config.val_share is None else divided(root, config.val_share)
         notices = notices_of(root, train, test)
+        if config.val_share is not None:
+            listed_in = "chosen by their names; test_files.txt in the run folder lists them"
+            notices.append(f"--val_share {config.val_share}: {len(test.names)} images are for test, {listed_in}")
         if classes not in (None, len(train.class_names)):
             raise UsageError(
                 f"--dataset {config.dataset}: {root} holds {len(train.class_names)} classes, not {classes}; "
@@ -96,7 +101,9 @@ def list_splits(root: Path, tests: Sequence[str] = ("val", "test"), key: Callabl
     sorted by the `key` of (path, inode). Raises DataError and OSError."""
     test_folder = next((name for name in tests if (root / name).is_dir()), None)
     if not (root / "train").is_dir() or test_folder is None:
-        raise DataError(f"{root} has no train/<class>/* and {' or '.join(f'{name}/<class>/*' for name in tests)}")
+        needed = f"train/<class>/* and {' or '.join(f'{name}/<class>/*' for name in tests)}"
+        flat = "of a folder with <class>/* alone, --dataset folder --val_share 0.2 takes a fifth of each class for test"
+        raise DataError(f"{root} has no {needed}; {flat}")
     train, test = list_split(root, "train", key), list_split(root, test_folder, key)
     for having, lacking in ((train, test), (test, train)):
         if only := sorted(set(having.class_names) - set(lacking.class_names)):
@@ -104,6 +111,27 @@ def list_splits(root: Path, tests: Sequence[str] = ("val", "test"), key: Callabl
             lacks = f"{root / there} lacks {len(only)} of the classes in {root / here}, for example {only[0]}"
             raise DataError(f"{lacks}; add images to {there}/{only[0]}, or remove {here}/{only[0]}")
     return train, test
+
+
+def divided(root: Path, share: float) -> tuple[Split, Split]:
+    """(training, test) out of root/<class>/*: of each class about `share` of the images for test, one at least, and one
+    for training. Those for test have the smallest SHA-256 of their paths below the root: so the split is the same on
+    each machine, and a new image moves one other at most. Raises DataError and OSError."""
+    if (root / "train").is_dir() and ((root / "val").is_dir() or (root / "test").is_dir()):
+        raise DataError(f"{root} has train/ and val/ or test/; leave --val_share {share} out")
+    split = list_split(root, "", None)
+    counts = torch.bincount(split.class_ids)
+    if counts.min() < 2:
+        one = root / split.class_names[counts.argmin()]
+        raise DataError(f"{one} holds one image; --val_share {share} needs two, or remove the class")
+    names = [unicodedata.normalize("NFC", os.fsdecode(name)) for name in split.names]
+    hashes = [hashlib.sha256(name.encode(errors="surrogateescape")).digest() for name in names]
+    order = torch.tensor(sorted(range(len(names)), key=hashes.__getitem__))
+    class_ids, wanted = split.class_ids[order], (share * counts).round().clamp(min=1).minimum(counts - 1)
+    in_test = torch.empty(len(names), dtype=torch.bool)
+    in_test[order] = rank_within_class(class_ids) < wanted[class_ids]
+    parts = ((~in_test.numpy(), split.ignored), (in_test.numpy(), Counter()))
+    return tuple(Split(split.class_names, *(part[rows] for part in split[1:4]), ignored) for rows, ignored in parts)
 
 
 def list_split(root: Path, split: str, key: Callable | None) -> Split:

@@ -32,6 +32,8 @@ def load_source(config: ExperimentConfig) -> ImageSource:
     """
     if config.dataset not in SOURCES:
         raise UsageError(f"--dataset {config.dataset}: unknown data set; {', '.join(SOURCES)} would work")
+    if config.val_share is not None and config.dataset != "folder":
+        raise UsageError(f"--val_share {config.val_share}: {config.dataset} has a test set; leave it out")
     source = SOURCES[config.dataset](config)
     names, notices = (tuple(map(printable, texts)) for texts in (source.class_names, source.notices))
     source = replace(source, class_names=names, notices=notices)

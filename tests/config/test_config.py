@@ -81,6 +81,7 @@ def test_no_setting_is_left_open():
     settled = dataclasses.asdict(resolved(ExperimentConfig(nb_phases=5, nb_cl_fg=50, nb_cl=10)))
     assert {name for name, value in settled.items() if value is None} == {
         "max_images_per_class",
+        "val_share",
         "image_size",
         "num_workers",
         "total_memory",

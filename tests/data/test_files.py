@@ -1,6 +1,7 @@
 """Images in files: listing folders, decoding, cutting, streaming; and runs on them."""
 
 import collections
+import hashlib
 import json
 import os
 import shutil
@@ -137,6 +138,41 @@ def test_choosing_and_joining(tree):
     assert images[:0].loaded().shape == (0, 3, 112, 112)
     with pytest.raises(ValueError, match="two folders"):
         images.followed_by(data.test_images)
+
+
+# a folder without a split
+
+
+def test_a_share_of_each_class_is_for_test(tmp_path, capsys):
+    """Always the same one, told, listed and hardly changed by a new image; a run does not go on with other images."""
+    root, folder = tmp_path / "a", tmp_path / "run"
+    for name, count in (("ape", 8), ("bee", 3)):
+        for i in range(count):
+            picture(root / name / f"{i}.png", (20, 20), i)
+    flags = [*TINY, "--data_dir", str(root), "--out", str(folder), "--nb_cl_fg", "1"]
+
+    def refused(*more):
+        assert main.main([*flags, *more]) == 2
+        return capsys.readouterr().err
+
+    assert "--val_share 0.2 takes a fifth" in refused()
+    assert "--val_share 1.0: must be at most 0.9" in refused("--val_share", "1")
+    assert "--val_share 0.3: digits has a test set" in refused("--val_share", "0.3", "--dataset", "digits")
+    run(root, folder, "--nb_cl_fg", 1, "--val_share", 0.25)
+    listed = (folder / "test_files.txt").read_text().splitlines()
+    assert "--val_share 0.25: 3 images are for test" in (folder / "log.txt").read_text()
+    hashes = {hashlib.sha256(f"ape/{i}.png".encode()).hexdigest(): f"ape/{i}.png" for i in range(8)}
+    assert listed[:2] == sorted(hashes[digest] for digest in sorted(hashes)[:2])
+    assert listed[2].startswith("bee/")
+    picture(root / "ape/00.png", (20, 20))
+    assert "has other data (images with other contents)" in refused("--val_share", "0.25")
+    now = load_source(ExperimentConfig(dataset="folder", data_dir=str(root), val_share=0.25))
+    assert len({*map(os.fsdecode, now.test_images.names)} - {*listed}) <= 1
+    for split in ("train", "val"):
+        picture(root / split / "0.png", (20, 20))
+    assert "has train/ and val/ or test/; leave --val_share 0.25 out" in refused("--val_share", "0.25")
+    shutil.rmtree(root / "val")
+    assert "train holds one image; --val_share 0.25 needs two" in refused("--val_share", "0.25")
 
 
 # streaming
