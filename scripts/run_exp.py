@@ -126,20 +126,19 @@ def parse_main(arguments: Sequence[str]) -> ExperimentConfig:
 
 
 @functools.cache
-def classes_and_size(dataset: str, data_dir: str, image_size: int | None) -> tuple[int, int | None]:
+def classes_and_size(dataset: str, data_dir: str, size: int | None, val_share: float | None) -> tuple[int, int | None]:
     """Classes, and height and width in pixels where they are not known before. Raises UsageError."""
     if dataset in NUM_CLASSES:
-        return NUM_CLASSES[dataset], image_size
-    source = load_source(ExperimentConfig(dataset=dataset, data_dir=data_dir, image_size=image_size))
+        return NUM_CLASSES[dataset], size
+    source = load_source(ExperimentConfig(dataset=dataset, data_dir=data_dir, image_size=size, val_share=val_share))
     return source.num_classes, source.image_size
 
 
 def make_run(arguments: Sequence[str], runs_dir: Path) -> Run:
     """The run of one command, with its folder and the folder of shared phase-0 models. Raises UsageError."""
     user = parse_main(arguments)
-    named, config = settled(
-        user, *classes_and_size(user.dataset, user.data_dir, user.image_size), BASELINES[user.baseline].is_bound()
-    )
+    data = classes_and_size(user.dataset, user.data_dir, user.image_size, user.val_share)
+    named, config = settled(user, *data, BASELINES[user.baseline].is_bound())
     folder = runs_dir / run_name(named)
     shared = [] if user.phase0_dir else ["--phase0_dir", str(runs_dir / "phase0")]
     return Run(folder, (*arguments, *shared, "--out", str(folder)), config)

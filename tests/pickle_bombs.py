@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mnemonics.data.cifar100 import DataError, read_python_split
+from mnemonics.data.cifar import CIFAR, DataError, read_python_part
 from mnemonics.engine.errors import UsageError
 from mnemonics.engine.files import parsed
 from mnemonics.legacy.checkpoints import OLD_FORMAT, order_of, reading
@@ -25,7 +25,7 @@ class InMemory:
 
 
 def read_images(data):
-    read_python_split(data, "file")
+    read_python_part(data, "file", CIFAR["cifar100"])
 
 
 def read_theirs(data):

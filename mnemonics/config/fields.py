@@ -22,8 +22,8 @@ class ExperimentConfig:
     # data and protocol
     dataset: str = setting(
         "cifar100",
-        "which images to learn: CIFAR-100; scikit-learn's handwritten digits at 16x16 pixels; ImageNet or 100 classes "
-        "of it, as process_imagenet/ makes them; any folder with train/<class>/* and val/<class>/*",
+        "which images to learn: CIFAR-10 or -100; scikit-learn's handwritten digits at 16x16 pixels; ImageNet or 100 "
+        "classes of it, as process_imagenet/ makes them; any folder with train/<class>/* and val/<class>/*",
     )
     data_dir: str = running("data", "folder that holds the data set, or where it is downloaded to")
     nb_phases: int | None = later(
@@ -39,10 +39,15 @@ class ExperimentConfig:
         "file with the class order instead: the name or the id of one class in each line; config.json holds its hash",
     )
     max_images_per_class: int | None = setting(None, "use only the first images of each class, training and test (all)")
+    val_share: float | None = setting(
+        None,
+        "share of the images of each class that is for test, where a folder has <class>/* without train/ and val/",
+        most=0.9,
+    )
     image_size: int | None = setting(
         None,
-        "height and width in pixels that images of files are shown at; of a folder: what the first training image has "
-        "on its short side, at most 224",
+        "height and width in pixels that images of files are shown at; of a folder: the median short side of its "
+        "training images, at most 224",
         defaults={"imagenet_sub": 224, "imagenet": 224},
         most=2**13,  # a batch of larger images would not fit in any memory
     )

@@ -22,16 +22,6 @@ def load_digits(config: ExperimentConfig) -> ImageSource:
     ids = torch.from_numpy(class_ids.astype(np.int64))
     splits = train_test_split(np.arange(len(ids)), test_size=0.2, random_state=SPLIT_SEED, stratify=class_ids)
     train, test = (torch.from_numpy(np.sort(indices)) for indices in splits)  # sorted: order as in the data set
-    return ImageSource(
-        "digits",
-        tuple("0123456789"),
-        mean=(MEAN,) * 3,
-        std=(STD,) * 3,
-        crop_padding=2,
-        mirror=False,  # a mirrored 3 is no 3
-        notices=(),
-        train_images=images[train],
-        train_class_ids=ids[train],
-        test_images=images[test],
-        test_class_ids=ids[test],
-    )
+    mirror = False  # a mirrored 3 is no 3
+    about = "digits", tuple("0123456789"), (MEAN,) * 3, (STD,) * 3, 2, mirror, ()
+    return ImageSource(*about, images[train], ids[train], images[test], ids[test])

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
 from mnemonics.config.fields import LARGEST_SMALL_IMAGE
 from mnemonics.data.images import DataError, check_strip, read_rgb
@@ -114,13 +115,17 @@ def check_shared_memory(images: FileImages, batch_size: int) -> None:
         )
 
 
+def short_side(size: int) -> int:
+    """What the short side of an image becomes before its centre of `size` pixels is cut out, pixels."""
+    return round(size * 8 / 7) if size > LARGEST_SMALL_IMAGE else size
+
+
 class Decoder(Dataset):
     """What a worker does: (index int64 [b], seeds int64 [b] or None) -> uint8 [b, 3, size, size], or what is wrong."""
 
     def __init__(self, images: FileImages):
         self.images = images
-        large = images.size > LARGEST_SMALL_IMAGE
-        self.short_side = round(images.size * 8 / 7) if large else images.size  # before the centre is cut out, pixels
+        self.short_side = short_side(images.size)
 
     def __getitem__(self, draw: tuple[np.ndarray, np.ndarray | None]) -> Tensor | str:
         index, seeds = draw
@@ -134,9 +139,6 @@ class Decoder(Dataset):
     @cached_property
     def transforms(self) -> tuple:
         """torchvision's transforms of images to uint8 [3, size, size]: (plain, random cut)."""
-        # imported here because torchvision takes 140 MB and a second that images in memory need not spend
-        from torchvision.transforms import v2
-
         size = self.images.size
         plain = [v2.Resize(self.short_side), v2.CenterCrop(size)]
         if size > LARGEST_SMALL_IMAGE:
@@ -164,7 +166,7 @@ class Decoder(Dataset):
             return self.images.stored[row - files]
         path = self.images.root / os.fsdecode(self.images.names[row])
         image = read_rgb(path)
-        check_strip(image, self.short_side, path)
+        check_strip(image.size, self.short_side, path)
         return image
 
 

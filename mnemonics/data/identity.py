@@ -7,12 +7,11 @@ import hashlib
 import os
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mnemonics.data.image_source import Images, ImageSource
-from mnemonics.data.images import usage_errors
+from mnemonics.data.images import spread, usage_errors
 from mnemonics.engine.errors import UsageError
 
 SAMPLE = 1024  # files of a split whose sizes and bytes count, evenly spaced: all of a small data set
@@ -42,7 +41,7 @@ def add_images(digest: Any, images: Images) -> None:
         return
     names = images.names[images.rows.numpy()]
     digest.update(b"\0".join(names.tolist()))
-    for i in np.unique(np.linspace(0, len(names) - 1, min(SAMPLE, len(names))).round().astype(int)):
+    for i in spread(len(names), SAMPLE):
         with usage_errors("--data_dir"):
             content = (images.root / os.fsdecode(names[i])).read_bytes()
         digest.update(len(content).to_bytes(8, "little") + content)

@@ -52,15 +52,10 @@ class ImageSource:
 
     def limited(self, per_class: int) -> "ImageSource":
         """The same data set with only the first `per_class` training and test images of each class."""
-        train = first_of_each_class(self.train_class_ids, per_class)
-        test = first_of_each_class(self.test_class_ids, per_class)
-        return replace(
-            self,
-            train_images=self.train_images[train],
-            train_class_ids=self.train_class_ids[train],
-            test_images=self.test_images[test],
-            test_class_ids=self.test_class_ids[test],
-        )
+        train, test = (first_of_each_class(ids, per_class) for ids in (self.train_class_ids, self.test_class_ids))
+        images = {"train_images": self.train_images[train], "test_images": self.test_images[test]}
+        class_ids = {"train_class_ids": self.train_class_ids[train], "test_class_ids": self.test_class_ids[test]}
+        return replace(self, **images, **class_ids)
 
 
 def images_of(images: Images, ids: Tensor, class_ids: Sequence[int]) -> tuple[Images, Tensor]:

@@ -74,7 +74,7 @@ def prepare(options: argparse.Namespace, num_classes: int | None = None, seed: i
     known = KNOWN.get(digest, "not the classes of the paper")
     print(f"{len(wnids)} of {len(source.train)} classes, SHA-256 of wnids.txt {digest}: {known}", flush=True)
     counts, problems = Counter(), list(source.strays)
-    warnings.simplefilter("ignore")  # such as those about damaged EXIF data, which nobody reads
+    warnings.simplefilter("ignore")  # such as those about damaged EXIF data
     with ThreadPoolExecutor(options.jobs) as pool:  # other threads run while Pillow decodes and resizes
         for split, wnid in tqdm([(split, wnid) for split in ARCHIVES for wnid in wnids], unit="class", disable=None):
             folder, images = options.dst / split / wnid, getattr(source, split)[wnid]()

@@ -30,7 +30,7 @@ NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 OR_ANEW = "name another --out, or start anew with --no-resume"
 KEPT = ("phases", "confusion", "settings", "environment")  # of `State`, as they are
 WRITTEN = (NEWEST, PREVIOUS, *"phase_*.pt results.json confusion.json exemplars_phase_*.png".split())
-WRITTEN += ("report.html", "log.txt", "events.*", "config.json")  # all that a run leaves
+WRITTEN += ("report.html", "log.txt", "events.*", "config.json", "test_files.txt")  # all that a run leaves
 
 
 @contextlib.contextmanager
@@ -122,6 +122,9 @@ def prepare_folder(experiment: Experiment) -> tuple[str | None, list[str]]:
     refuse_other_settings(folder, stored["settings"], config)
     refuse_other_data(folder, stored.get("data"), experiment.scenario.identity)
     checkpoint.write_json(folder / "config.json", dataclasses.asdict(config))  # with the places that are used now
+    if config.val_share is not None:
+        test = experiment.scenario.source.test_images
+        checkpoint.atomic_write(folder / "test_files.txt", b"\n".join([*test.names[test.rows.numpy()], b""]))
     return name, notices
 
 

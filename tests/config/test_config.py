@@ -83,6 +83,7 @@ def test_no_setting_is_left_open():
         "class_order",
         "extend",
         "max_images_per_class",
+        "val_share",
         "image_size",
         "num_workers",
         "total_memory",

@@ -1,6 +1,7 @@
 """Images in files: listing folders, decoding, cutting, streaming; and runs on them."""
 
 import collections
+import hashlib
 import json
 import os
 import shutil
@@ -71,13 +72,22 @@ def test_nested_and_hidden_and_other_files_and_names_that_are_not_ascii(tree):
     assert torch.bincount(data.train_class_ids).tolist() == [6, 5]
     assert data.train_images.loaded().shape == (11, 3, 32, 32)
     assert len(data.test_images) == 4
-    assert data.notices == (f"2 files in {deep} are no images by their names, or in no class: ignored",)
+    told = f"2 files in {deep} are no images by their names, or in no class: ignored (1 .png, 1 .txt)"
+    assert data.notices == (told,)
 
 
 def test_size_and_place_of_images(tree):
-    assert read(tree, None).image_size == 36  # of the first image
-    picture(tree / "train/ape/0.png", (500, 300))
-    assert read(tree, None).image_size == 224
+    picture(tree / "test/ape/0.png", (40, 40))
+    unused, size = read(tree, None).notices
+    assert unused == f"{tree / 'val'} is the test set; {tree / 'test'} is not used"
+    sides = "the short sides of 10 training images are 36 to 41, their median 36"
+    assert size == f"images are shown at 36x36 pixels (--image_size): {sides}"
+    for shown, words, *sides in ((224, "they differ widely", 9, 300, 400), (1, "which is tiny", 1, 1)):
+        for i, side in enumerate(sides):
+            picture(tree / words / "train/ape" / f"{i}.png", (side + i, side))
+        shutil.copytree(tree / words / "train", tree / words / "val")
+        data = read(tree / words, None)
+        assert (data.image_size, words in data.notices[0]) == (shown, True)
     shutil.copytree(tree, tree / "seed_1993_subset_100_imagenet" / "data")
     shutil.rmtree(tree / "train")
     with pytest.raises(UsageError, match=r"seed_1993.* holds 2 classes, not 100; --dataset folder takes"):
@@ -128,6 +138,41 @@ def test_choosing_and_joining(tree):
     assert images[:0].loaded().shape == (0, 3, 112, 112)
     with pytest.raises(ValueError, match="two folders"):
         images.followed_by(data.test_images)
+
+
+# a folder without a split
+
+
+def test_a_share_of_each_class_is_for_test(tmp_path, capsys):
+    """Always the same one, told, listed and hardly changed by a new image; a run does not go on with other images."""
+    root, folder = tmp_path / "a", tmp_path / "run"
+    for name, count in (("ape", 8), ("bee", 3)):
+        for i in range(count):
+            picture(root / name / f"{i}.png", (20, 20), i)
+    flags = [*TINY, "--data_dir", str(root), "--out", str(folder), "--nb_cl_fg", "1"]
+
+    def refused(*more):
+        assert main.main([*flags, *more]) == 2
+        return capsys.readouterr().err
+
+    assert "--val_share 0.2 takes a fifth" in refused()
+    assert "--val_share 1.0: must be at most 0.9" in refused("--val_share", "1")
+    assert "--val_share 0.3: digits has a test set" in refused("--val_share", "0.3", "--dataset", "digits")
+    run(root, folder, "--nb_cl_fg", 1, "--val_share", 0.25)
+    listed = (folder / "test_files.txt").read_text().splitlines()
+    assert "--val_share 0.25: 3 images are for test" in (folder / "log.txt").read_text()
+    hashes = {hashlib.sha256(f"ape/{i}.png".encode()).hexdigest(): f"ape/{i}.png" for i in range(8)}
+    assert listed[:2] == sorted(hashes[digest] for digest in sorted(hashes)[:2])
+    assert listed[2].startswith("bee/")
+    picture(root / "ape/00.png", (20, 20))
+    assert "has other data (images with other contents)" in refused("--val_share", "0.25")
+    now = load_source(ExperimentConfig(dataset="folder", data_dir=str(root), val_share=0.25))
+    assert len({*map(os.fsdecode, now.test_images.names)} - {*listed}) <= 1
+    for split in ("train", "val"):
+        picture(root / split / "0.png", (20, 20))
+    assert "has train/ and val/ or test/; leave --val_share 0.25 out" in refused("--val_share", "0.25")
+    shutil.rmtree(root / "val")
+    assert "train holds one image; --val_share 0.25 needs two" in refused("--val_share", "0.25")
 
 
 # streaming

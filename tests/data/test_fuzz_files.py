@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pickle_bombs import BOMBS, read_images, read_order, read_theirs
 
-from mnemonics.data.cifar100 import DataError
+from mnemonics.data.images import DataError
 from mnemonics.engine.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_folders import TINY, picture, pictures, read, training_images
-from PIL import Image
+from PIL import ExifTags, Image
 
 import main
 from mnemonics.data import files, folders
@@ -100,6 +100,27 @@ def test_no_other_program_is_started_for_an_image(tmp_path, monkeypatch):
         read_rgb(tmp_path / "1.jpg")
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.jpg", "grey.tif", "a.tif"])
+def test_images_are_turned_as_viewers_turn_them(tree, name):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned clockwise
+    stored = np.zeros((16, 24, 3), np.uint8)
+    stored[:8, :8] = 255
+    image = Image.fromarray(stored)
+    (image.convert("L") if name == "grey.tif" else image).save(tree / "train/ape" / name, exif=exif, lossless=True)
+    seen = np.asarray(read_rgb(tree / "train/ape" / name))
+    assert np.abs(seen.astype(int) - np.rot90(stored, -1)).mean() < 9
+    assert read(tree).notices == ("1 of 11 images are turned, as their EXIF orientation says",)
+
+
+def test_class_names_in_two_forms_of_unicode_are_one(tree):
+    for split, name in (("train", "caf\u00e9"), ("val", "cafe\u0301")):
+        (tree / split / "bee").rename(tree / split / name)
+    data = read(tree)
+    assert data.class_names == ("ape", "caf\u00e9")
+    assert data.test_images.loaded().shape[0] == 4
+
+
 # damaged images
 
 
@@ -142,7 +163,8 @@ def test_a_file_that_vanishes_after_it_was_listed(tree, workers):
 @pytest.mark.parametrize("one_class", [True, False])
 def test_the_real_command_names_what_is_wrong(tmp_path, one_class, capsys):
     tree = pictures(tmp_path, ("ape",) if one_class else ("ape", "bee", "cat"))
-    (tree / "train/ape/2.png").write_bytes(b"\xff\xd8 no image")
+    if not one_class:
+        (tree / "train/ape/2.png").write_bytes(b"\xff\xd8 no image")
     assert main.main([*TINY, "--data_dir", str(tree), "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert ("at least 2 classes" if one_class else "ape/2.png cannot be read as an image") in error
@@ -166,8 +188,12 @@ def too_deep(root):
 
 ENDS_OF_RUNS = {
     "no test folder": (lambda root: shutil.rmtree(root / "val"), "{} has no train/<class>/* and val/<class>/*"),
-    "classes differ": (lambda root: shutil.rmtree(root / "val/bee"), "{}/train and {}/val need the same folders"),
-    "no classes": (lambda root: [shutil.rmtree(p) for p in root.glob("*/*")], "there are none"),
+    "classes differ": (lambda root: shutil.rmtree(root / "val/bee"), "{}/val lacks 1 of the classes in {}/train, for"),
+    "class more": (lambda root: picture(root / "val/cat/1.png", (9, 9)), "add images to train/cat, or remove val/cat"),
+    "one name": (lambda root: [(root / "train" / name).mkdir() for name in ("é", "e\u0301")], "one name in Unicode"),
+    "no format": (lambda root: [p.rename(f"{p}.heic") for p in (root / "train/bee").iterdir()], "(3 .heic) to JPEG"),
+    "too large": (lambda root: (root / "val/bee/1.png").write_bytes(broken_png(20_000, 10_000)), "(200000000 pixels)"),
+    "no classes": (lambda root: [shutil.rmtree(p) for p in root.glob("*/*")], "{}/train has no folders"),
     "empty class": (lambda root: [p.unlink() for p in (root / "train/bee").iterdir()], "{}/train/bee holds no images"),
     "first image": (lambda root: (root / "train/ape/0.png").write_bytes(b"junk"), "{}/train/ape/0.png cannot be read"),
     # a link to nowhere may have been an image, or a whole class

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR100
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.data import cifar100
-from mnemonics.data.cifar100 import ARCHIVE, FOLDER, URL
+from mnemonics.data import cifar
 from mnemonics.data.sources import ImageSource, load_source
 from mnemonics.engine.errors import UsageError
 
+ARCHIVE, FOLDER, URL = CIFAR100.filename, CIFAR100.base_folder, CIFAR100.url
 NAMES = [f"class_{i:02}" for i in range(100)]
 PER_CLASS = {"train": 2, "test": 1}
 DIGITS_SHA256 = "68a64530aec11123c22aea50ac191212d2022c10e61c5923be6a77df5fc31d0f"
@@ -28,7 +28,7 @@ DIGITS_SHA256 = "68a64530aec11123c22aea50ac191212d2022c10e61c5923be6a77df5fc31d0
 @pytest.fixture(autouse=True)
 def no_download(monkeypatch):
     """Nothing here may reach the network by accident."""
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", lambda *args, **options: pytest.fail("download"))
+    monkeypatch.setattr("mnemonics.data.cifar.download_url", lambda *args, **options: pytest.fail("download"))
 
 
 def split(name: str) -> dict:
@@ -173,7 +173,7 @@ def test_max_images_per_class_keeps_the_first(digits):
 
 
 def test_unknown_data_set():
-    with pytest.raises(UsageError, match=r"--dataset mnist: .*digits, cifar100, .*folder would work"):
+    with pytest.raises(UsageError, match=r"--dataset mnist: .*digits, cifar10, .*folder would work"):
         load_source(ExperimentConfig(dataset="mnist"))
 
 
@@ -190,16 +190,33 @@ def test_folder_above_and_folder_itself_and_their_notices(root, monkeypatch):
     assert md5.startswith(f"CIFAR-100 in {root / FOLDER}: MD5 sums differ from the official ones (train, test, meta)")
     assert counts == f"CIFAR-100 in {root}: 200 training and 100 test images, not 50000 and 10000"
     sums = {name: hashlib.md5((root / FOLDER / name).read_bytes()).hexdigest() for name in ("train", "test", "meta")}
-    monkeypatch.setattr(cifar100, "OFFICIAL_MD5", sums)
-    monkeypatch.setattr(cifar100, "OFFICIAL_COUNTS", (200, 100))
+    monkeypatch.setattr(cifar.Cifar, "md5", sums)
+    monkeypatch.setattr(cifar, "OFFICIAL_COUNTS", (200, 100))
     assert load(root).notices == ()
 
 
-def test_the_facts_about_the_official_files_are_torchvisions():
-    sums = {**dict(CIFAR100.train_list), **dict(CIFAR100.test_list), "meta": CIFAR100.meta["md5"]}
-    assert sums == cifar100.OFFICIAL_MD5
-    names = CIFAR100.url, CIFAR100.base_folder, CIFAR100.filename, CIFAR100.tgz_md5
-    assert names == (URL, FOLDER, ARCHIVE, cifar100.ARCHIVE_MD5)
+def test_cifar10(tmp_path):
+    """As folder and as archive; of its five training files none has all classes."""
+    labels = {"data_batch_1": [9, 0, 8, 7, 6, 5], **{f"data_batch_{i}": [i, i - 1] for i in range(2, 6)}}
+    labels["test_batch"] = list(range(10))
+    pixels = {
+        name: np.random.default_rng(1).integers(0, 256, (len(ids), 3072), np.uint8) for name, ids in labels.items()
+    }
+    folder, names = tmp_path / "a" / CIFAR10.base_folder, list("abcdefghij")
+    write(folder / "batches.meta", {"label_names": names})
+    for name, ids in labels.items():
+        write(folder / name, {"data": pixels[name], "labels": ids})
+    with tarfile.open(tmp_path / CIFAR10.filename, "w:gz") as tar:
+        tar.add(folder, folder.name)
+    for source in (load(place, dataset="cifar10") for place in (tmp_path / "a", tmp_path)):
+        assert (source.name, source.class_names, source.mean[0], source.std[0]) == ("cifar10", (*names,), 0.4914, 0.247)
+        assert source.train_class_ids.tolist() == [k for name in [*labels][:5] for k in labels[name]]
+        assert np.array_equal(source.train_images.flatten(1), np.concatenate(list(pixels.values())[:5]))
+        assert np.array_equal(source.test_images.flatten(1), pixels["test_batch"])
+        assert f"({', '.join([*labels, 'batches.meta'])})" in source.notices[0]
+    (folder / "data_batch_3").unlink()
+    with pytest.raises(UsageError, match=r"no file data_batch_3; what works is a folder that holds cifar-10-python"):
+        load(tmp_path / "a", dataset="cifar10")
 
 
 def test_pickles_of_every_protocol_and_kind(tmp_path):
@@ -353,7 +370,7 @@ def test_download(archive, tmp_path, monkeypatch):
         calls.append((url, filename, md5))
         Path(root, filename).write_bytes(archive.read_bytes())
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", serve)
+    monkeypatch.setattr("mnemonics.data.cifar.download_url", serve)
     assert_synthetic(load(tmp_path / "new" / "data"))
     assert_synthetic(load(tmp_path / "new" / "data"))
     assert calls == [(URL, ARCHIVE, CIFAR100.tgz_md5)]
@@ -369,7 +386,7 @@ def test_an_interrupted_download_is_not_taken_for_an_archive(archive, tmp_path, 
         assert not (target / ARCHIVE).exists()  # not even while it is under way, so being killed does no harm either
         raise interruption
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", interrupted)
+    monkeypatch.setattr("mnemonics.data.cifar.download_url", interrupted)
     with pytest.raises((UsageError, KeyboardInterrupt)) as error:
         load(target)
     said = f"the download failed ({type(interruption).__name__}("
@@ -406,7 +423,7 @@ def test_image_folders_that_are_no_good(images):
     path.write_bytes(path.read_bytes()[:40])
     assert f"{path} cannot be read as an image" in message(images)
     shutil.rmtree(images / "train" / NAMES[7])
-    assert "class_07 is in only one of them" in message(images)
+    assert f"{images / 'train'} lacks 1 of the classes in {images / 'test'}, for example class_07" in message(images)
     shutil.rmtree(images / "test" / NAMES[7])
     assert f"{images} has 99 class folders, not 100" in message(images)
     (images / "train" / NAMES[7]).mkdir()
