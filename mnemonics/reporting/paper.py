@@ -152,7 +152,7 @@ def place(config: dict[str, Any], table: str) -> tuple[str, str] | None:
     """(table of the paper, row in it) that stands beside such a run; in "all", table 1 comes before table 2, but for
     runs without adjusting, of which only table 2 has rows."""
     rows, both = paper_rows(config), ("table1", "table2") if adjusted(config) else ("table2", "table1")
-    return next(((t, rows[t]) for t in (both if table == "all" else (table,)) if t in rows), None)
+    return next(((t, rows[t]) for t in (both if table == "all" else (table,)) if (t, rows.get(t)) in ORDER), None)
 
 
 def paper_number(config: dict[str, Any], table: str, metric: str = "average_accuracy") -> Any:
