@@ -25,9 +25,10 @@ from mnemonics.engine.distributed import from_main, is_main, same_everywhere
 from mnemonics.engine.log import RunLog
 from mnemonics.engine.progress import Progress, Signals, errors_of, refuse_non_finite
 from mnemonics.evaluation import evaluate, phase_result
-from mnemonics.exemplars.memory import exemplars_per_class
+from mnemonics.exemplars.codec import Codec, Coded
+from mnemonics.exemplars.memory import class_quota, stored
 from mnemonics.exemplars.meta_level import adjust_old_exemplars
-from mnemonics.exemplars.methods import EXEMPLARS
+from mnemonics.exemplars.methods import EXEMPLARS, adjusts
 from mnemonics.exemplars.selection import random_selection
 from mnemonics.experiment.extend import extended
 from mnemonics.experiment.phase0 import trained_or_taken
@@ -42,27 +43,22 @@ from mnemonics.training import finetune_on_exemplars, train_phase
 def run_phase(context: PhaseContext, baseline: Baseline, state: State) -> tuple[LabelledImages, LabelledImages]:
     """One phase of Algorithm 1; updates `state` in place. Returns the new exemplars: as real images, and as stored."""
     config, progress, model = context.config, context.progress, state.model
-    method, (per_class, held_out_per_class) = EXEMPLARS[config.exemplars], quotas(context, baseline)
-    new_data, held_out = split_off(context, held_out_per_class)  # D_i, and what BiC holds out of it
+    limits, held_out_limits = quotas(context, baseline, state.memory.codec)
+    new_data, held_out = split_off(context, state.memory.codec, held_out_limits)  # D_i, and what BiC holds out of it
 
     with progress.timed("train"):
-        state.memory, before_training = state.memory.shrunk_to(per_class, held_out_per_class), state.memory
-        state.memory = state.memory.extended(held_out, held_out=True)
+        state.memory, before_training = state.memory.shrunk_to(limits[-1], held_out_limits[-1]), state.memory
+        state.memory = state.memory.extended(held_out.data, held_out=True, pages=held_out.pages)
         facts = learn_classes(context, baseline, state, new_data, before_training.training)  # Eq. 5-6
 
     with progress.timed("exemplars"):
         old = state.memory.training
-        chosen = progress.once("exemplar choice", method.choose, context, model, new_data, per_class, pure=True)
-        start = new = new_data[chosen].loaded()  # Eq. 7
-        if method.optimise is not None:
-            optimise = progress.once("new exemplars", method.optimise, context, model, start, new_data, old)
-            images, facts["exemplar_validation_loss"] = optimise  # Eq. 8-9
-            new = LabelledImages(images, start.labels)
-            facts["exemplar_change_grey_levels"] = mean_change(start, new)
+        start, new, facts_of_new = new_exemplars(context, state, new_data, limits)  # Eq. 7-9
         if adjusts(config):
             adjusted = progress.once("old exemplars", adjust_old_exemplars, context, model, old)  # Eq. 10
             state.memory = state.memory.with_images(adjusted)
-        state.memory = state.memory.extended(new)
+        state.memory = state.memory.extended(new.data, pages=new.pages)
+        facts |= facts_of_new | {"exemplar_bytes": state.memory.bytes}
 
     test = functools.partial(progress.once, pure=True)
     with progress.timed("evaluate"):
@@ -77,30 +73,58 @@ def run_phase(context: PhaseContext, baseline: Baseline, state: State) -> tuple[
     refuse_non_finite(model)
     state.confusion = after["confusion"]
     state.phases.append(phase_result(context, state.memory.data, before, after, facts))
-    return start, new
+    return start, new.data
 
 
-def quotas(context: PhaseContext, baseline: Baseline) -> tuple[int, int]:
-    """How many exemplars each class may keep after this phase: (for training, held out by the baseline)."""
-    counts, order = context.scenario.source.train_counts(), context.scenario.protocol.order
-    per_class = exemplars_per_class(context.config, [counts[c] for c in order[: context.phase.seen]])
-    held_out = baseline.held_out(per_class)
-    return per_class - held_out, held_out
+def quotas(context: PhaseContext, baseline: Baseline, codec: Codec) -> list[list[int]]:
+    """What each class may keep, in images or bytes (see `class_quota`): for training, and held out by the baseline.
+    Each ascending, what it is now after what it will be in later phases."""
+    counts, protocol = context.scenario.source.train_counts(), context.scenario.protocol
+    seen = [[counts[c] for c in protocol.order[: phase.seen]] for phase in protocol.phases[context.phase.index :]]
+    wholes = [class_quota(context.config, counts_seen, codec) for counts_seen in seen]
+    parts = [(whole - baseline.held_out(whole), baseline.held_out(whole)) for whole in wholes]
+    return [sorted({min(quota, now) for quota in (now, *later)}) for now, *later in zip(*parts, strict=True)]
 
 
-def split_off(context: PhaseContext, per_class: int) -> tuple[LabelledImages, LabelledImages]:
-    """D_i, split into what may be trained on and optimised, and what is held out: `per_class` random images of each
-    class (often none) that will be stored as they are."""
+def split_off(context: PhaseContext, codec: Codec, limits: list[int]) -> tuple[LabelledImages, Coded]:
+    """D_i, split into what may be trained on and optimised, and what is held out: random images of each class (often
+    none), as many as it may keep of them, as they will be stored."""
     data = context.new_data()
-    if per_class == 0:
-        return data, data[:0].loaded()
+    if limits[-1] == 0:
+        return data, codec.coded(data[:0])
+    per_class = len(data) if codec.by_bytes else limits[-1]
     chosen = random_selection(data.labels, per_class, context.generator("held-out images"))
     at_most = torch.bincount(data.labels) // 2  # of a class with few images, half remains to be trained on
     labels = data.labels[chosen]
     chosen = chosen[rank_within_class(labels) < at_most[labels]]
+    held_out = codec.coded(data[chosen], limits)
     rest = torch.ones(len(data), dtype=torch.bool, device=data.labels.device)
-    rest[chosen] = False
-    return data[rest], data[chosen].loaded()
+    rest[chosen[held_out.kept]] = False
+    return data[rest], held_out
+
+
+def new_exemplars(
+    context: PhaseContext, state: State, data: LabelledImages, limits: list[int]
+) -> tuple[LabelledImages, Coded, dict]:
+    """Choose exemplars from D_i and, if the method does, optimise them (Eq. 7-9). Returns them as real images and as
+    stored, and what results.json says of them. Raises UsageError as `stored`."""
+    config, once, codec, facts = context.config, context.progress.once, state.memory.codec, {}
+    store = functools.partial(stored, config, codec, limits=limits, names=context.scenario.names_of_labels)
+    method, per_class = EXEMPLARS[config.exemplars], len(data) if codec.by_bytes else limits[-1]
+    chosen = once("exemplar choice", method.choose, context, state.model, data, per_class, pure=True)
+    if method.optimise is not None and codec.by_bytes:
+        chosen = chosen[store(images=data[chosen]).kept]  # those that fit before they are optimised
+    start = new = data[chosen] if codec.by_bytes else data[chosen].loaded()  # of the former, only what fits is loaded
+    if method.optimise is not None:
+        start, old = start.loaded(), state.memory.training
+        optimise = once("new exemplars", method.optimise, context, state.model, start, data, old)
+        images, facts["exemplar_validation_loss"] = optimise
+        new = LabelledImages(images, start.labels)
+        facts["exemplar_change_grey_levels"] = round((images.float() - start.images.float()).abs().mean().item(), 3)
+    coded = store(images=new)
+    if codec.format != "raw":
+        facts |= {"exemplar_format": config.exemplar_format, "exemplar_psnr_db": coded.psnr}
+    return start[coded.kept].loaded(), coded, facts
 
 
 def learn_classes(
@@ -144,16 +168,6 @@ def finetune(context: PhaseContext, baseline: Baseline, state: State) -> None:
 def calibrate(context: PhaseContext, baseline: Baseline, state: State) -> None:
     baseline.calibrate(state.model, state.memory.calibration, context.prep)
     same_everywhere(state.model.state_dict().values())
-
-
-def adjusts(config: ExperimentConfig) -> bool:
-    """Whether old exemplars are adjusted (Eq. 10)."""
-    return config.adjust_always or (EXEMPLARS[config.exemplars].optimise is not None and not config.no_adjust)
-
-
-def mean_change(start: LabelledImages, new: LabelledImages) -> float:
-    """Mean absolute difference of the pixels, in grey levels (of 255)."""
-    return round((new.images.float() - start.images.float()).abs().mean().item(), 3)
 
 
 # the run around the phases

@@ -27,6 +27,7 @@ from mnemonics.engine.device import autocast
 from mnemonics.engine.distributed import gathered, world
 from mnemonics.engine.errors import NonFiniteLossError
 from mnemonics.engine.progress import Loop
+from mnemonics.exemplars.codec import Codec
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,7 +40,7 @@ def train_phase(context: PhaseContext, model: nn.Module, baseline: Baseline, dat
         NonFiniteLossError: when the loss of a step was NaN or infinite; found at the end of its epoch.
     """
     config, progress = context.config, context.progress
-    batches = training_batches(data, context.prep)
+    batches = training_batches(data, context.prep, recoded(context, baseline, data), config.recode)
     optimizer, step = sgd_step(model, baseline, batches, config)
     sizes = batch_sizes(len(data), config.train_batch_size, config.last_batch)
     draws, per_epoch = BatchDraws(batches, sizes, context.generator("training")), len(sizes)
@@ -59,6 +60,15 @@ def train_phase(context: PhaseContext, model: nn.Module, baseline: Baseline, dat
     images, seconds = (loop.steps - begun) / per_epoch * sum(sizes), time.perf_counter() - start
     of = f"phase {context.phase.index}: {config.epochs} epochs of {len(data)} images"
     progress.line(f"{of}, {images / seconds:.0f} images/s")
+
+
+def recoded(context: PhaseContext, baseline: Baseline, data: LabelledImages) -> Tensor | None:
+    """The new images in `data`, the first ones, coded and decoded (uint8 [m, 3, h, w]), so that old and new classes do
+    not differ in that; None in phase 0, whose model does not depend on exemplars, and where none are to be shown."""
+    config, first = context.config, context.phase.first
+    if context.phase.index == 0 or not config.recode or baseline.is_bound():
+        return None
+    return Codec.of(config, data.images.shape[-1]).recoded(data[data.labels >= first])
 
 
 class BatchDraws:

@@ -25,6 +25,7 @@ from mnemonics.data.sources import load_source  # noqa: E402
 from mnemonics.engine import distributed  # noqa: E402
 from mnemonics.evaluation import features_of, predict  # noqa: E402
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings  # noqa: E402
+from mnemonics.exemplars.codec import Codec  # noqa: E402
 from mnemonics.exemplars.meta_level import adjust_old_exemplars, optimise_new_exemplars  # noqa: E402
 from mnemonics.models import make_network  # noqa: E402
 from mnemonics.models.layers import conv_bn  # noqa: E402
@@ -145,6 +146,19 @@ def files(root):
     return result
 
 
+def coded():
+    """Exemplars as pages; batches of which some images are shown recoded."""
+    data, codec = digits(9, range(5)), Codec.of(resolved(exemplar_format="avif:60", exemplar_bytes=1), 16)
+    stored = codec.coded(data, [400, 700])
+    result = {"images": stored.data.images, "kept": stored.kept}
+    result["codes"] = torch.frombuffer(bytearray(b"".join(page.code for page in stored.pages)), dtype=torch.uint8)
+    batches = training_batches(data, prep(torch.float64), codec.recoded(data[:30]), 0.5)
+    for number, draws in enumerate(batches.epoch([22, 23], generator())):
+        mine, result[f"{number}, labels"] = batches.network_input(*draws)
+        result[f"{number}"] = distributed.gathered(mine, len(draws[0]))
+    return result
+
+
 def messages(folder):
     """What rank 0 tells the others."""
     told = [distributed.from_main(lambda: {"rank": distributed.rank(), "none": None}), distributed.from_main(list)]
@@ -166,7 +180,8 @@ def cases(root, folder):
     result |= {f"features, {n}": lambda n=n: features(n) for n in (1, 5, 11)}
     variants = (("unroll", 5), ("unroll", 1), ("class-mean", 5), ("class-mean", 1), ("unroll-fc", 5))
     result |= {f"pixels, {v}, {n}": lambda v=v, n=n: pixel_gradients(v, n) for v, n in variants}
-    return result | {"exemplars": exemplars, "files": lambda: files(root), "messages": lambda: messages(folder)}
+    result |= {"exemplars": exemplars, "coded": coded}
+    return result | {"files": lambda: files(root), "messages": lambda: messages(folder)}
 
 
 def refuse_drift(tensors):

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from mnemonics.config.fields import LARGEST, SETTINGS, ExperimentConfig
+from mnemonics.config.presets import BUDGETS
 from mnemonics.config.setting import Setting
 from mnemonics.engine.errors import UsageError
 
@@ -72,14 +73,16 @@ def check(config: ExperimentConfig) -> None:
     check_lr_drops(config.lr_drops)
     if config.mnemonics_subsets < 2:
         raise UsageError(f"--mnemonics_subsets {config.mnemonics_subsets}: at least 2; --no_adjust skips the adjusting")
-    if config.nb_protos is not None and config.total_memory is not None:
-        raise UsageError(f"--nb_protos {config.nb_protos}, --total_memory {config.total_memory}: give one of the two")
+    if len(given := [f"--{name} {value}" for name in BUDGETS if (value := getattr(config, name)) is not None]) > 1:
+        raise UsageError(f"{', '.join(given)}: give one of them")
     if config.class_order is not None and config.order_seed != SETTINGS["order_seed"].default:
         raise UsageError(f"--class_order {config.class_order}, --order_seed {config.order_seed}: give one of the two")
     if config.nb_protos == 0 and (config.exemplars not in (None, "random") or config.finetune_epochs):
         raise UsageError("--nb_protos 0: there are no exemplars then; leave out --exemplars and --finetune_epochs")
     if config.nb_protos == 0 and config.baseline == "icarl":
         raise UsageError("--nb_protos 0: --baseline icarl needs exemplars; lwf is the same training without them")
+    if config.recode and config.exemplar_format == "raw":
+        raise UsageError(f"--recode {config.recode}: needs another --exemplar_format than raw")
     if config.no_adjust and config.adjust_always:
         raise UsageError("--no_adjust and --adjust_always: give one of the two")
     if config.gpu is not None and config.device not in ("auto", "cuda", f"cuda:{config.gpu}"):

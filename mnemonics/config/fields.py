@@ -79,11 +79,20 @@ class ExperimentConfig:
         "network; auto is resnet32 for images of up to 64 pixels, resnet18 for larger ones",
         defaults={"small": "resnet32", "large": "resnet18"},
     )
-    nb_protos: int | None = later(
-        None, "exemplars kept per class (20), 0 for none; excludes --total_memory", zero=True, used_by="memory"
+    nb_protos: int | None = later(None, "exemplars kept per class (20), 0 for none", zero=True, used_by="memory")
+    total_memory: int | None = later(None, "... or in total, shared equally by the classes seen", used_by="memory")
+    exemplar_bytes: int | None = later(None, "... or per class as many as fit into so many bytes", used_by="memory")
+    total_bytes: int | None = later(None, "... or in total, shared equally by the classes seen", used_by="memory")
+    exemplar_format: str = later(
+        "raw", "how exemplars are stored: raw, png, or webp:Q, jpeg:Q, avif:Q with a quality Q", used_by="memory"
     )
-    total_memory: int | None = later(
-        None, "exemplars kept in total, shared equally by the classes seen", used_by="memory"
+    recode: float | None = later(
+        None,
+        "probability with which an image of a new class is shown coded and decoded like the exemplars, from phase 1 on",
+        defaults={"lossless": 0.0, "lossy": 0.5},
+        zero=True,
+        most=1,
+        used_by="memory",
     )
 
     # model level (Eq. 5-6)

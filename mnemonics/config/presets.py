@@ -2,12 +2,17 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mnemonics.config.fields import LARGEST_SMALL_IMAGE, SETTINGS, ExperimentConfig, result_settings
 from mnemonics.engine.errors import UsageError
 from mnemonics.protocol import hash_of_order, phase_sizes
 
+BUDGETS = {"nb_protos": "per class", "total_memory": "in total"}  # setting -> what it counts; a run has one of them
+BUDGETS |= {"exemplar_bytes": "bytes per class", "total_bytes": "bytes in total"}
+OLDER = {"last_batch": "keep", "exemplar_format": "raw", "recode": 0.0}  # of runs that were made without the setting
 LONGEST_NAME = 200  # bytes, of a run folder; file systems allow 255, and endings are added
 
 
@@ -36,9 +41,18 @@ def resolved(config: ExperimentConfig, is_bound: bool) -> ExperimentConfig:
     fill(config.mnemonics_preset)
     if values["finetune_lr"] is None:
         values["finetune_lr"] = values["mnemonics_lr"]  # the base level rehearses the fine-tuning
-    if values["nb_protos"] is None and values["total_memory"] is None:
+    fill("lossy" if ":" in values["exemplar_format"] else "lossless")
+    if all(values[name] is None for name in BUDGETS):
         values["nb_protos"] = 20
     return ExperimentConfig(**values)
+
+
+def budget(config: Mapping[str, Any]) -> tuple[str, str]:
+    """The exemplar budget in words, and the name of its setting. Images and bytes, per class and in total are different
+    experiments, so every table says which."""
+    name = next((name for name in BUDGETS if config.get(name) is not None), "nb_protos")
+    stored = config.get("exemplar_format") or "raw"
+    return f"{config[name]} {BUDGETS[name]}" + (f" as {stored}" if stored != "raw" else ""), name
 
 
 def settled(
@@ -76,7 +90,8 @@ def run_name(config: ExperimentConfig, data: str = "") -> str:
     for name, value in result_settings(config).items():
         if name not in main and value != SETTINGS[name].default:
             parts.append(name if value is True else f"no_{name}" if value is False else f"{name}{value}")
-    name = "_".join([*parts, data] if data else parts).replace("/", "-")  # of --lr_drops: it would be several folders
+    name = "_".join([*parts, data] if data else parts)
+    name = name.replace("/", "-").replace(":", "")  # of --lr_drops and --exemplar_format
     if len(name.encode()) <= LONGEST_NAME:
         return name
     short = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,11 +66,6 @@ class LabelledImages:
             return self
         return LabelledImages(self.images.loaded().to(self.labels.device), self.labels)
 
-    @property
-    def bytes(self) -> int:
-        """Size of the pixels in bytes."""
-        return self.images.numel() * self.images.element_size()
-
     def followed_by(self, other: "LabelledImages") -> "LabelledImages":
         """These images followed by those of `other`."""
         if len(other) == 0:
@@ -96,17 +92,32 @@ def batch_sizes(images: int, batch_size: int, last_batch: str) -> list[int]:
     return sizes
 
 
-class ResidentBatches:
-    """Training batches of images in memory: a batch is its random draws, the images are cut where they are used."""
+class Batches:
+    """What batches of images in memory and in files share: `share` of the first images of `data`, drawn anew in each
+    epoch, are shown as in `recoded` (uint8 [m, 3, h, w], of the first m images), if that is given."""
 
-    def __init__(self, data: LabelledImages, prep: Preprocessing):
-        self.data, self.prep = data, prep
+    def __init__(self, data: LabelledImages, prep: Preprocessing, recoded: Tensor | None = None, share: float = 0.0):
+        self.images, self.prep, self.share = len(data), prep, share
+        self.recoded = 0 if recoded is None else len(recoded)
+        self.data = data.followed_by(LabelledImages(recoded, data.labels[: self.recoded])) if self.recoded else data
+
+    def shown(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows of `data`, int64 [n]: for each image (int64 [n]) which version of it is shown."""
+        if not self.recoded:
+            return order
+        drawn = torch.rand(len(order), generator=generator, device=order.device) < self.share
+        return torch.where(drawn & (order < self.recoded), order + self.images, order)
+
+
+class ResidentBatches(Batches):
+    """Training batches of images in memory: a batch is its random draws, the images are cut where they are used."""
 
     def epoch(self, sizes: list[int], generator: torch.Generator, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """For each batch, from number `first` on, the indices int64 [size] and its `Crops`. No image comes twice, all
         in random order. All is drawn at once, in a few operations."""
-        order = torch.randperm(len(self.data), generator=generator, device=generator.device)
-        draws = (order, *self.prep.crop_and_mirror().draw(len(self.data), generator))
+        order = torch.randperm(self.images, generator=generator, device=generator.device)
+        crops = self.prep.crop_and_mirror().draw(self.images, generator)
+        draws = (self.shown(order, generator), *crops)
         yield from zip(*(draw[: sum(sizes)].split(sizes)[first:] for draw in draws), strict=True)
 
     def network_input(self, index: Tensor, *crops: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,22 +128,22 @@ class ResidentBatches:
         return images, self.data.labels[index]
 
 
-class StreamedBatches:
+class StreamedBatches(Batches):
     """Training batches of images in files: decoded and cut by workers, a few batches ahead."""
 
-    def __init__(self, data: LabelledImages, prep: Preprocessing):
-        self.data, self.prep = data, prep
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
         self.draws: list[tuple] = []  # of an epoch: other ones each time, while the workers stay
-        self.loader = data.images.loader(self.draws, persistent=True)
+        self.loader = self.data.images.loader(self.draws, persistent=True)
 
     def epoch(self, sizes: list[int], generator: torch.Generator, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """For each batch, from number `first` on, the images uint8 [size, 3, h, w] and the labels int64 [size], on the
         device. As for images in memory no image comes twice. On several processes the images are those of this
         process's share, and no others are read. Raises UsageError for a file that is no image."""
-        labels, n = self.data.labels, len(self.data)
+        labels, n = self.data.labels, self.images
         order = torch.randperm(n, generator=generator, device=generator.device)
         seeds = torch.randint(2**62, (n,), generator=generator, device=generator.device)
-        order, seeds = order[: sum(sizes)], seeds[: sum(sizes)]
+        order, seeds = self.shown(order, generator)[: sum(sizes)], seeds[: sum(sizes)]
         mine = [[part[own_rows()].numpy() for part in draw.cpu().split(sizes)] for draw in (order, seeds)]
         self.draws[:] = list(zip(*mine, strict=True))[first:]
         for images, index in zip(decoded(self.loader), order.split(sizes)[first:], strict=True):
@@ -146,9 +157,11 @@ class StreamedBatches:
 TrainingBatches = ResidentBatches | StreamedBatches
 
 
-def training_batches(data: LabelledImages, prep: Preprocessing) -> TrainingBatches:
-    """Augmented batches of `data`, wherever it is."""
-    return (ResidentBatches if isinstance(data.images, Tensor) else StreamedBatches)(data, prep)
+def training_batches(
+    data: LabelledImages, prep: Preprocessing, recoded: Tensor | None = None, share: float = 0.0
+) -> TrainingBatches:
+    """Augmented batches of `data`, wherever it is; see `Batches`."""
+    return (ResidentBatches if isinstance(data.images, Tensor) else StreamedBatches)(data, prep, recoded, share)
 
 
 def plain_batches(images: Tensor | FileImages, batch_size: int, device: torch.device) -> Iterator[Tensor]:

@@ -21,6 +21,7 @@ from mnemonics.data.scenario import PhaseContext
 from mnemonics.engine.distributed import own_rows, same_everywhere
 from mnemonics.engine.progress import Loop, Progress
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
+from mnemonics.exemplars.codec import Codec
 
 
 class Pixels:
@@ -133,7 +134,8 @@ def optimise_new_exemplars(
         old: exemplars of old classes, uint8.
     Returns:
         The optimised images, uint8 [n, 3, h, w], and the validation loss after K steps on the same draws, with the
-        exemplars as they were ("start"), "optimised", and optimised and "rounded" to uint8.
+        exemplars as they were ("start"), "optimised", optimised and "rounded" to uint8 and, where they are not stored
+        as they are, coded and decoded ("stored").
     Raises:
         NonFiniteLossError: naming epoch and rates.
     """
@@ -157,6 +159,9 @@ def optimise_new_exemplars(
     )
     rounded = denormalise(optimised, prep.mean, prep.std)
     versions = {"start": images, "optimised": optimised, "rounded": prep.plain(rounded)}
+    codec = Codec.of(config, rounded.shape[-1])
+    if codec.format != "raw":
+        versions["stored"] = prep.plain(codec.recoded(LabelledImages(rounded, start.labels)))
     losses = {
         name: base.loss_after_steps(LabelledImages(version, start.labels), probe, probe_draws)
         for name, version in versions.items()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages
 from mnemonics.data.scenario import PhaseContext
 from mnemonics.evaluation import features_of
@@ -34,6 +35,11 @@ def choose_by_herding(context: PhaseContext, model: nn.Module, data: LabelledIma
 def choose_start(context: PhaseContext, model: nn.Module, data: LabelledImages, per_class: int) -> Tensor:
     """What --mnemonics_start says: the images whose pixels are optimised."""
     return EXEMPLARS[context.config.mnemonics_start].choose(context, model, data, per_class)
+
+
+def adjusts(config: ExperimentConfig) -> bool:
+    """Whether old exemplars are adjusted (Eq. 10)."""
+    return config.adjust_always or (EXEMPLARS[config.exemplars].optimise is not None and not config.no_adjust)
 
 
 EXEMPLARS = {

@@ -37,7 +37,7 @@ def extended(user: ExperimentConfig) -> tuple[Experiment, State]:
     user = dataclasses.replace(user, nb_cl=",".join(map(str, later)), nb_phases=None)
     experiment = experiment_of(user, device, source, order)
     model = restore_network(experiment.config.network, stored["model"], device)
-    return experiment, State(model, memory_of(stored["exemplars"]), *(stored[name] for name in KEPT))
+    return experiment, State(model, memory_of(stored["exemplars"], experiment.config), *(stored[name] for name in KEPT))
 
 
 def with_settings_of(user: ExperimentConfig, stored: dict[str, Any]) -> ExperimentConfig:

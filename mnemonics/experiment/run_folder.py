@@ -13,14 +13,17 @@ from torch import Tensor
 
 from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import ExperimentConfig, result_settings
+from mnemonics.config.presets import OLDER
 from mnemonics.data.batches import LabelledImages
 from mnemonics.data.identity import Identity, difference
+from mnemonics.data.images import DataError, usage_errors
 from mnemonics.engine import files as checkpoint
 from mnemonics.engine.device import environment, seed_of
 from mnemonics.engine.distributed import from_main, is_main
 from mnemonics.engine.errors import UsageError
 from mnemonics.engine.progress import Partial
 from mnemonics.evaluation import summary
+from mnemonics.exemplars.codec import Codec, Page
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.experiment.results import Confusion, digest_of, write_confusion
 from mnemonics.experiment.state import Experiment, State
@@ -76,8 +79,10 @@ def open_run(experiment: Experiment, before: State | None = None) -> tuple[State
     name, notices = from_main(lambda: prepare_folder(experiment))
     if name is not None:
         stored = checkpoint.load(experiment.folder / name, device)
+        with usage_errors(f"--out {experiment.folder / name}", f"; {OR_ANEW}"):
+            memory = memory_of(stored["exemplars"], config)
         model = restore_network(config.network, stored["model"], device)
-        state = State(model, memory_of(stored["exemplars"]), *(stored[name] for name in KEPT))
+        state = State(model, memory, *(stored[name] for name in KEPT))
         partial = stored["partial"]
         if partial and partial["device"] != device.type:  # random draws are other ones on another kind of device
             partial = None
@@ -86,7 +91,8 @@ def open_run(experiment: Experiment, before: State | None = None) -> tuple[State
         return before, None, notices
     torch.manual_seed(seed_of(config.random_seed, 0, "weights"))
     model = make_network(config.network, len(scenario.protocol.phases[0].class_ids), device)
-    empty = ExemplarMemory.empty(scenario.source.image_size, device)
+    size = scenario.source.image_size
+    empty = ExemplarMemory.empty(size, device, Codec.of(config, size))
     return State(model, empty, []), None, notices
 
 
@@ -98,13 +104,27 @@ def refuse_other_data(folder: Path, stored: Identity | None, now: Identity) -> N
 
 
 def stored_memory(memory: ExemplarMemory) -> dict[str, Tensor]:
-    """What a checkpoint holds of a memory."""
-    return vars(memory.data) | {"held_out": memory.held_out}
+    """What a checkpoint holds of a memory: of coded images the pages only, one after the other."""
+    labels = {"labels": memory.data.labels, "held_out": memory.held_out}
+    if not memory.pages:
+        return labels | {"images": memory.data.images}
+    codes = torch.frombuffer(bytearray(b"".join(page.code for page in memory.pages)), dtype=torch.uint8)
+    pages = torch.tensor([(len(page.code), page.count) for page in memory.pages])
+    return labels | {"codes": codes, "pages": pages, "size": torch.tensor(memory.codec.size)}
 
 
-def memory_of(stored: dict[str, Tensor]) -> ExemplarMemory:
-    """The memory that `stored_memory` was given."""
-    return ExemplarMemory(LabelledImages(stored["images"], stored["labels"]), stored["held_out"])
+def memory_of(stored: dict[str, Tensor], config: ExperimentConfig) -> ExemplarMemory:
+    """The memory that `stored_memory` was given, with its images decoded. Raises DataError for a damaged page."""
+    labels, held_out = stored["labels"], stored["held_out"]
+    if "images" in stored:
+        codec, images, pages = Codec.of(config, stored["images"].shape[-1]), stored["images"], ()
+    else:
+        codec, (lengths, counts) = Codec.of(config, int(stored["size"])), stored["pages"].T.tolist()
+        pages = tuple(map(Page, (c.numpy().tobytes() for c in stored["codes"].cpu().split(lengths)), counts))
+        images = torch.cat([*map(codec.decoded, pages)]).to(labels.device)
+    if len(images) != len(labels):
+        raise DataError(f"{len(images)} exemplars with {len(labels)} labels")
+    return ExemplarMemory(LabelledImages(images, labels), held_out, codec, pages)
 
 
 def prepare_folder(experiment: Experiment) -> tuple[str | None, list[str]]:
@@ -173,6 +193,7 @@ def clear(folder: Path) -> None:
 
 def refuse_other_settings(folder: Path, stored: dict, config: ExperimentConfig) -> None:
     """Raises UsageError if a setting that can change results differs between `stored` and `config`."""
+    stored = OLDER | stored
     differences = [
         f"--{name} {stored.get(name)} there, {value} now"
         for name, value in result_settings(config).items()

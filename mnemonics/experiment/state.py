@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mnemonics.baselines import BASELINES
 from mnemonics.config import command_line
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.config.presets import run_name, settled
+from mnemonics.config.presets import budget, run_name, settled
 from mnemonics.data.batches import Preprocessing
 from mnemonics.data.files import check_shared_memory
 from mnemonics.data.image_source import ImageSource
@@ -19,8 +19,9 @@ from mnemonics.data.sources import SOURCES, load_source
 from mnemonics.engine.device import pick_device, prepare
 from mnemonics.engine.distributed import main_first, world
 from mnemonics.engine.errors import UsageError
+from mnemonics.exemplars.codec import Codec
 from mnemonics.exemplars.memory import ExemplarMemory, check_budget
-from mnemonics.exemplars.methods import EXEMPLARS
+from mnemonics.exemplars.methods import EXEMPLARS, adjusts
 from mnemonics.models import NETWORKS
 from mnemonics.protocol import class_order, hash_of_order, make_protocol, phase_sizes, read_order
 
@@ -34,7 +35,9 @@ CHOICES = {  # settings whose values are the keys of a dict
 
 def parse_args(arguments: Sequence[str] | None = None) -> ExperimentConfig:
     """The settings of a command line, by default that of the process. Raises UsageError."""
-    return command_line.parse_args(arguments, CHOICES)
+    config = command_line.parse_args(arguments, CHOICES)
+    Codec.of(config)
+    return config
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,10 @@ def experiment_of(
     in_memory = isinstance(source.train_images, Tensor)
     size, is_bound = None if in_memory else source.image_size, BASELINES[user.baseline].is_bound()
     named, config = settled(user, source.num_classes, size, is_bound)
-    if not is_bound and (notice := check_budget(config, source)):
+    if config.exemplar_format != "raw" and adjusts(config):
+        again = f"--exemplar_format {config.exemplar_format}: adjusted exemplars (Eq. 10) would be coded again"
+        raise UsageError(f"{again}; add --no_adjust, or leave out --adjust_always")
+    if not is_bound and (notice := check_budget(config, source, Codec.of(config, source.image_size))):
         source = replace(source, notices=(*source.notices, notice))
     if not in_memory:
         check_shared_memory(source.train_images, max(config.train_batch_size, config.eval_batch_size))
@@ -107,14 +113,13 @@ def experiment_of(
 def announcement(experiment: Experiment, state: State, under_way: bool) -> list[str]:
     """What a run says before it starts; `under_way`: whether it goes on in the middle of a phase."""
     config, source, device = experiment.config, experiment.scenario.source, experiment.scenario.device
-    budget = f"{config.nb_protos} per class" if config.total_memory is None else f"{config.total_memory} in total"
     unequal = isinstance(config.nb_cl, str)
     lines = [
         *source.notices,
         f"{source.name}: {source.num_classes} classes, {len(source.train_images)} training and "
         f"{len(source.test_images)} test images; phases: {config.nb_cl_fg} classes, then "
         f"{config.nb_cl if unequal else f'{config.nb_phases} x {config.nb_cl}'}",
-        f"{config.baseline}, {config.exemplars} exemplars ({budget}), weight transfer "
+        f"{config.baseline}, {config.exemplars} exemplars ({budget(vars(config))[0]}), weight transfer "
         f"{'on' if config.weight_transfer else 'off'}, {config.network} on {device}; "
         f"run folder {experiment.folder}",
     ]

@@ -17,6 +17,7 @@ from mnemonics.config.command_line import check
 from mnemonics.config.fields import SETTINGS, ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.data.identity import Identity, difference, identity_of, order_by_name
+from mnemonics.data.images import DataError
 from mnemonics.data.scenario import Scenario
 from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
@@ -126,7 +127,9 @@ def load_own(config: ExperimentConfig, order: tuple[int, ...], index: int, path:
     if state["phase"] != index or tuple(state["class_order"]) != order:
         raise UsageError(f"{path}: of another run or phase than its name and the files beside it say")
     try:
-        memory, model = memory_of(state["exemplars"]), restore_network(config.network, state["model"], device)
+        memory, model = memory_of(state["exemplars"], config), restore_network(config.network, state["model"], device)
+    except DataError as error:
+        raise UsageError(f"{path}: {error}") from error
     except (KeyError, TypeError, RuntimeError, IndexError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path}: its weights do not fit the network {config.network} ({reason:.200})") from error

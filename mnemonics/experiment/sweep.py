@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from mnemonics.config.fields import ExperimentConfig, result_settings
+from mnemonics.config.presets import OLDER
 from mnemonics.engine.errors import Interrupted, UsageError
 from mnemonics.experiment.results import read_results
 
@@ -55,7 +56,7 @@ class Run:
     def finished(self) -> bool:
         """Whether the folder holds all phases of this very run; if the settings differ, main.py will say so."""
         results = self.results()
-        stored = results.get("config", {})
+        stored = OLDER | results.get("config", {})
         same = all(stored.get(name) == value for name, value in result_settings(self.config).items())
         return self.config.resume and same and len(results.get("phases", [])) == self.config.nb_phases + 1
 

@@ -76,11 +76,13 @@ def part(path: Path, name: str, results: Results, pictures: int) -> dict[str, An
     """What the page shows of one run (folder, or results file), with up to `pictures` of its exemplars."""
     config = results["config"]
     transfer = text.in_words(bool(config.get("weight_transfer")))
+    stored = config.get("exemplar_format") or "raw"
+    made = ["optimised"] * (config["exemplars"] == "mnemonics") + [f"stored as {stored}"] * (":" in stored)
     in_paper = any(paper_number(config, table) is not None for table in ("all", "figure4"))
     order = {"class order": ", ".join(map(str, results["class_order"])), "its SHA-256": results["class_order_sha256"]}
     return {
         "name": name,
-        "title": f"{text.title_of(results)}; {text.budget(config)}; weight transfer {transfer}",
+        "title": f"{text.title_of(results)}; {text.budget(config)[0]}; weight transfer {transfer}",
         "unfinished": "" if text.is_finished(results) else f"{text.finished_phases(results)} phases are finished",
         "deviations": "; ".join(differences(results)) if in_paper and same_protocol(results) else "",
         "summary": summary_rows(results),
@@ -88,7 +90,7 @@ def part(path: Path, name: str, results: Results, pictures: int) -> dict[str, An
         "origin": origin_figure(results, f"{name}-origin"),
         "confusion": confusion_figure(path, results, f"{name}-confusion"),
         "exemplars": exemplars_of(path, results, pictures),
-        "optimised": config["exemplars"] == "mnemonics",
+        "panels": f"real images | {' and '.join(made)} | amplified difference" if made else "real images, as chosen",
         "losses": loss_rows(results),
         "time": time_figure(results, f"{name}-time"),
         "seconds": time_rows(results),
@@ -117,6 +119,7 @@ def loss_rows(results: Results) -> Rows:
             "loss before": f"{losses['start']:.4f}",
             "loss after": f"{losses['optimised']:.4f}",
             "loss as 8-bit pixels": f"{losses['rounded']:.4f}",
+            **({"loss as stored": f"{losses['stored']:.4f}"} if "stored" in losses else {}),
             "mean change, grey levels": percent(phase.get("exemplar_change_grey_levels")),
         }
         for phase in results["phases"]
@@ -126,7 +129,7 @@ def loss_rows(results: Results) -> Rows:
 
 
 def time_rows(results: Results) -> Rows:
-    """Seconds of each stage, peak memory, and what the pixels of the exemplars take, for each phase."""
+    """Seconds of each stage, peak memory, and the bytes of the stored exemplars, for each phase."""
     rows = [
         {
             "phase": phase["phase"],
@@ -134,6 +137,7 @@ def time_rows(results: Results) -> Rows:
             "total, s": percent(sum(phase["seconds"].values())),
             "peak, MiB": f"{phase['peak_memory_bytes'] / 2**20:.0f}",
             "stored, KiB": f"{phase['exemplar_bytes'] / 2**10:.1f}",
+            **({"stored, dB": percent(phase["exemplar_psnr_db"])} if "exemplar_psnr_db" in phase else {}),
         }
         for phase in results["phases"]
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import SETTINGS, ExperimentConfig
-from mnemonics.config.presets import resolved
+from mnemonics.config.presets import BUDGETS, OLDER, resolved
 from mnemonics.exemplars.methods import EXEMPLARS
 from mnemonics.reporting import text
 from mnemonics.reporting.text import Results
@@ -57,7 +57,7 @@ def adjusted(config: dict[str, Any]) -> bool:
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that the numbers of a run depend on, its seed apart; older runs have defaults for newer settings."""
-    known = {"last_batch": "keep"} | {name: value for name, value in config.items() if name in SETTINGS}
+    known = OLDER | {name: value for name, value in config.items() if name in SETTINGS}
     complete = vars(resolved(ExperimentConfig(**known), is_bound(config)))
     parts = {  # that a run has, as `Setting.used_by` names them
         config["baseline"]: True,
@@ -104,7 +104,7 @@ def same_protocol(results: Results) -> bool:
     """Whether classes, their order, phases and exemplar budget are the paper's: only then its numbers stand beside
     those of the run, whatever else differs."""
     mine, theirs = settings(results["config"]), paper_settings(results["config"])
-    names = ("nb_cl_fg", "nb_cl", "nb_protos", "total_memory", "max_images_per_class", "class_order")
+    names = ("nb_cl_fg", "nb_cl", *BUDGETS, "max_images_per_class", "class_order")
     order = results["config"]["order_seed"] == SETTINGS["order_seed"].default
     return order and all(mine[name] == theirs[name] for name in names if name in mine)
 
@@ -113,9 +113,10 @@ def differences(results: Results) -> list[str]:
     """In words, each setting of the run that is not the paper's."""
     config = results["config"]
     mine, theirs, found = settings(config), paper_settings(config), []
-    if mine.get("total_memory") is not None:
-        found.append(f"--total_memory {mine.pop('total_memory')} (paper: --nb_protos {theirs['nb_protos']})")
+    if "nb_protos" in mine and mine["nb_protos"] is None:
         del mine["nb_protos"]
+        name = next(name for name in BUDGETS if mine.get(name) is not None)
+        found.append(f"--{name} {mine.pop(name)} (paper: --nb_protos {theirs['nb_protos']})")
     for name, value in mine.items():
         if name in theirs and value != theirs[name]:
             found.append(f"--{name} {in_words(name, value)} (paper: {in_words(name, theirs[name])})")
@@ -154,7 +155,7 @@ def place(config: dict[str, Any], table: str) -> tuple[str, str] | None:
     """(table of the paper, row in it) that stands beside such a run; in "all", table 1 comes before table 2, but for
     runs without adjusting, of which only table 2 has rows."""
     rows, both = paper_rows(config), ("table1", "table2") if adjusted(config) else ("table2", "table1")
-    return next(((t, rows[t]) for t in (both if table == "all" else (table,)) if t in rows), None)
+    return next(((t, rows[t]) for t in (both if table == "all" else (table,)) if (t, rows.get(t)) in ORDER), None)
 
 
 def paper_number(config: dict[str, Any], table: str, metric: str = "average_accuracy") -> Any:

@@ -6,6 +6,7 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any
 
+from mnemonics.config.presets import BUDGETS
 from mnemonics.engine.errors import UsageError
 from mnemonics.experiment.results import read_results, results_path
 from mnemonics.reporting.text import Results, classifiers
@@ -13,7 +14,8 @@ from mnemonics.reporting.text import Results, classifiers
 CONFIG = {
     **dict.fromkeys(("dataset", "baseline", "exemplars"), str),
     **dict.fromkeys(("nb_phases", "random_seed", "order_seed", "finetune_epochs"), int),
-    **dict.fromkeys(("nb_protos", "total_memory"), (int, type(None))),
+    **dict.fromkeys(BUDGETS, (int, type(None))),
+    "exemplar_format": (str, type(None)),  # older runs have none
     "no_adjust": bool,
 }
 

@@ -93,7 +93,7 @@ def label(group: Group, table: str) -> Row:
         "nb_phases": config["nb_phases"],
         "baseline": config["baseline"],
         "exemplars": exemplars,
-        "budget": "-" if bound else text.budget(config),
+        "budget": "-" if bound else text.budget(config)[0],
         "weight_transfer": text.in_words(bool(config.get("weight_transfer"))),
         "finetune_epochs": config["finetune_epochs"],
         "classifier": results["headline"].upper(),

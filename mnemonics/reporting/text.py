@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mnemonics.config.fields import SETTINGS
+from mnemonics.config.presets import budget
 
 Results = dict[str, Any]  # the content of results.json
 Rows = list[list[Any]]  # the cells of a table, the first row its header
@@ -79,12 +80,6 @@ def starred(results: Results) -> dict[str, str]:
     return {name: name.upper() + "*" * (name == results["headline"]) for name in classifiers(results)}
 
 
-def budget(config: dict[str, Any]) -> str:
-    """The exemplar budget in words. Per class and in total are different experiments, so every table says which."""
-    total = config["total_memory"]
-    return f"{config['nb_protos']} per class" if total is None else f"{total} in total"
-
-
 def percent(value: float | None) -> str:
     """Two decimals; "-" where nothing was measured, as before fine-tuning in a phase that has none."""
     return "-" if value is None else f"{value:.2f}"
@@ -122,13 +117,13 @@ def finished_phases(results: Results) -> str:
 
 def definitions(results: Results) -> list[str]:
     """The lines under the tables of a run: exactly what its numbers are."""
-    config, flag = results["config"], "--nb_protos" if results["config"]["total_memory"] is None else "--total_memory"
+    config, (words, flag) = results["config"], budget(results["config"])
     tuning = "without fine-tuning on the exemplars"
     if config["finetune_epochs"]:
         tuning = 'after fine-tuning on the exemplars; "before" = before it'
     lines = [
         "train images = images of the new classes + of old ones (exemplars, unless the baseline is a bound)",
-        f"exemplar budget: {budget(config)} ({flag})",
+        f"exemplar budget: {words} (--{flag})",
         AVERAGE.format(phases=f"all {len(results['phases'])}" if is_finished(results) else finished_phases(results)),
         FORGETTING,
         f"{tuning}; n runs = 1; * = headline classifier",
@@ -188,7 +183,7 @@ def comparison_rows(runs: Sequence[tuple[str, Results]]) -> Rows:
         accuracies += [""] * (longest - len(accuracies))
         row = {
             "run": name if is_finished(results) else f"{name} ({finished_phases(results)} phases)",
-            "exemplars": budget(results["config"]),
+            "exemplars": budget(results["config"])[0],
             "classifier": headline.upper(),
             **{f"phase {i}": accuracy for i, accuracy in enumerate(accuracies)},
             "average": percent(summary["average_accuracy"][headline]),

@@ -10,9 +10,9 @@ from torch import nn
 
 from mnemonics.baselines import BASELINES
 from mnemonics.baselines.bic import BiC, fit_correction, soft_cross_entropy
-from mnemonics.baselines.bounds import Finetune, Joint
 from mnemonics.baselines.lucir import LUCIR, less_forget, margin_ranking
 from mnemonics.baselines.lwf import LwF, distillation
+from mnemonics.baselines.plain import Finetune, Joint
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.evaluation import features_of
@@ -84,7 +84,7 @@ def test_lwf_loss_by_hand():
     assert loss.item() == pytest.approx(cross_entropy + 0.25 * 2.0**2 * 2 * KL / 2, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["lwf", "icarl", "bic", "finetune", "joint"])
+@pytest.mark.parametrize("name", ["lwf", "icarl", "bic", "replay", "finetune", "joint"])
 def test_phase_0_is_plain_cross_entropy(name):
     loss = BASELINES[name](ExperimentConfig()).loss(Fixed([STUDENT]), IMAGES, torch.tensor([0]))
     assert loss.item() == pytest.approx(math.log(5 / 4))

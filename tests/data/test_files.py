@@ -292,7 +292,12 @@ def test_interrupted_and_continued_with_workers_a_run_is_the_same(mini, finished
     assert (tmp_path / "run" / exemplars).read_bytes() == (finished[0] / exemplars).read_bytes()
 
 
-@pytest.mark.parametrize("flags", ["--baseline bic", "--baseline joint --finetune_epochs 0"])
+CODED = "--method baseline --image_size {} --exemplar_format jpeg:90 --recode 1"
+
+
+@pytest.mark.parametrize(
+    "flags", ["--baseline bic", "--baseline joint --finetune_epochs 0", CODED.format(32), CODED.format(72)]
+)
 def test_baselines_on_files(mini, tmp_path, flags):
     assert len(run(mini, tmp_path / "run", *flags.split())["phases"]) == 3
 

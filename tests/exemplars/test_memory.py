@@ -5,7 +5,7 @@ import torch
 
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatches, balanced_batches, rank_within_class
-from mnemonics.exemplars.memory import ExemplarMemory, exemplars_per_class
+from mnemonics.exemplars.memory import ExemplarMemory, class_quota
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ def test_held_out_exemplars_are_apart_and_count():
     assert memory.training.labels.tolist() == [0, 0, 1, 1]
     assert memory.training.images[:, 0, 0, 0].tolist() == [0, 1, 3, 4]
     assert memory.calibration.images[:, 0, 0, 0].tolist() == [0, 2]
-    assert (len(memory), memory.data.bytes) == (6, 6 * 3 * 4 * 4)
+    assert (len(memory), memory.bytes) == (6, 6 * 3 * 4 * 4)
     changed = memory.with_images(memory.training.images + 100)
     assert changed.training.images[:, 0, 0, 0].tolist() == [100, 101, 103, 104]
     assert torch.equal(changed.calibration.images, memory.calibration.images)
@@ -39,7 +39,7 @@ def test_held_out_exemplars_are_apart_and_count():
 
 def test_bytes_are_those_of_real_images():
     memory = ExemplarMemory.empty(32, CPU).extended(labelled([0] * 20, 32))
-    assert memory.data.bytes == 20 * 3 * 32 * 32
+    assert memory.bytes == 20 * 3 * 32 * 32
 
 
 def test_memory_refuses_floats_and_classes_it_has():
@@ -54,16 +54,16 @@ def test_memory_refuses_floats_and_classes_it_has():
 
 def test_quota_per_class_and_in_total():
     per_class = ExperimentConfig(nb_protos=20)
-    assert [exemplars_per_class(per_class, [500] * seen) for seen in (50, 100)] == [20, 20]
+    assert [class_quota(per_class, [500] * seen) for seen in (50, 100)] == [20, 20]
     total = ExperimentConfig(total_memory=2000)
-    assert [exemplars_per_class(total, [500] * seen) for seen in (50, 60, 100)] == [40, 33, 20]
+    assert [class_quota(total, [500] * seen) for seen in (50, 60, 100)] == [40, 33, 20]
 
 
 def test_small_classes_leave_their_share_to_the_others():
     counts = [40, 3, 1, 25]
-    quota = exemplars_per_class(ExperimentConfig(total_memory=40), counts)
+    quota = class_quota(ExperimentConfig(total_memory=40), counts)
     assert [min(quota, count) for count in counts] == [18, 3, 1, 18]
-    assert exemplars_per_class(ExperimentConfig(total_memory=90), counts) == 40  # all images of all classes
+    assert class_quota(ExperimentConfig(total_memory=90), counts) == 40  # all images of all classes
 
 
 def test_rank_within_class():

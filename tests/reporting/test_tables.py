@@ -135,6 +135,7 @@ def test_a_single_run_has_no_interval():
         ({"order_seed": 7}, False),
         ({"epochs": 6}, False),
         ({"total_memory": 2000}, False),
+        ({"baseline": "replay", "exemplar_format": "webp:90"}, False),
         ({"nb_cl_fg": 40, "nb_cl": 12}, False),
         ({"nb_cl_fg": 50, "nb_cl": 10}, True),  # half of all, as where it is not given
         ({"ncm": True, "out": "elsewhere", "device": "cuda", "T": 4.0}, True),  # without effect on a baseline run
@@ -162,6 +163,10 @@ def test_a_seed_counts_once_and_unfinished_runs_do_not():
     [
         ({"epochs": 6, **PLAIN}, "--epochs 6 (paper: 160)"),
         ({"total_memory": 2000, **PLAIN}, "--total_memory 2000 (paper: --nb_protos 20)"),
+        (
+            {"total_bytes": 99, "exemplar_format": "png", **PLAIN},
+            "--total_bytes 99 (paper: --nb_protos 20); --exemplar_format png (paper: raw)",
+        ),
         ({"nb_cl_fg": 40, "nb_cl": 12, **PLAIN}, "--nb_cl_fg 40 (paper: half of all)"),
         ({"baseline": "bic", "lamda": 10.0, "T": 4.0, "beta": 1.0, **PLAIN}, "--T 4.0 (paper: 2.0)"),
         ({"baseline": "lwf", "K": 5, "beta": 1.0, **PLAIN}, "--beta 1.0 (paper: 0.25)"),
