@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from mnemonics.engine.cuda_graphs import Captured
+from mnemonics.exemplars.convolution import TwiceDifferentiable
 
 Parameters = dict[str, Tensor]
 Draw = tuple[Tensor, ...]  # what differs from step to step: indices of a minibatch, its labels, crops, ...
@@ -99,7 +100,9 @@ class Steps:
     def reverse(self, θ: Tensor, inputs: Tensor, draw: Draw, ν: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """g_k (P,), (∂g_k/∂θ_k)ᵀ ν (P,) and (∂g_k/∂x)ᵀ ν (shape of x)."""
         θ, x = θ.detach().requires_grad_(), inputs.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(self.loss(θ, x, draw), θ, create_graph=True)
+        with TwiceDifferentiable():
+            loss = self.loss(θ, x, draw)
+        (gradient,) = torch.autograd.grad(loss, θ, create_graph=True)
         second_order, mixed = torch.autograd.grad(gradient, [θ, x], ν, allow_unused=True, materialize_grads=True)
         return gradient.detach(), second_order, mixed
 
