@@ -255,6 +255,12 @@ class ExperimentConfig:
         zero=True,
         most=512,
     )
+    mnemonics_memory: int | None = running(
+        None,
+        "MiB that the exemplar gradient may take beyond what it needs, so that it goes once through each step and not "
+        "twice; 0: none; the results are the same (half of what is free)",
+        zero=True,
+    )
     cuda_graphs: bool = running(False, "capture the steps of the exemplar optimisation as CUDA graphs")
     amp: str = setting(
         "auto",

@@ -16,10 +16,18 @@ class Captured:
     """A function of tensors on a CUDA device, captured once as a CUDA graph.
 
     Shapes are those of `example`; the results are overwritten by the next call. The function may change `changed` (the
-    weights, say) and nothing else: they are set back to what they were after the calls that the capture needs.
+    weights, say), which are set back to what they were after each of the calls that the capture needs, and what does
+    not matter. With `other`, what the function needs lies in the memory of that one: for two whose results are not
+    needed once either is called again.
     """
 
-    def __init__(self, function: Callable, example: Sequence[Tensor], changed: Sequence[Tensor] = ()):
+    def __init__(
+        self,
+        function: Callable,
+        example: Sequence[Tensor],
+        changed: Sequence[Tensor] = (),
+        other: "Captured | None" = None,
+    ):
         self.inputs = [tensor.detach().clone() for tensor in example]
         before = [tensor.detach().clone() for tensor in changed]
         side = torch.cuda.Stream()
@@ -27,13 +35,13 @@ class Captured:
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
                 function(*self.inputs)
+                with torch.no_grad():
+                    for tensor, value in zip(changed, before, strict=True):
+                        tensor.copy_(value)
         torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # a loader's thread pins memory meanwhile
+        self.graph, pool = torch.cuda.CUDAGraph(), None if other is None else other.graph.pool()
+        with torch.cuda.graph(self.graph, pool, capture_error_mode="thread_local"):  # a loader's thread pins memory too
             self.results = function(*self.inputs)
-        with torch.no_grad():
-            for tensor, value in zip(changed, before, strict=True):
-                tensor.copy_(value)
 
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         for static, new in zip(self.inputs, inputs, strict=True):
@@ -57,7 +65,7 @@ def as_graph(function: Callable, changed: Callable[[], Sequence[Tensor]], enable
     def call(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         size = len(inputs[0])
         if size not in captured:
-            captured[size] = Captured(function, inputs, changed())
+            captured[size] = Captured(function, inputs, changed(), next(iter(captured.values()), None))
         return captured[size](*inputs)
 
     return call

@@ -15,9 +15,10 @@ from torch.func import functional_call
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.augment import CropAndMirror
 from mnemonics.data.batches import LabelledImages, balanced_batches
+from mnemonics.engine.device import free_memory_bytes
 from mnemonics.engine.distributed import summed, world
 from mnemonics.engine.errors import NonFiniteLossError
-from mnemonics.exemplars.unroll import Draw, GraphedSteps, Parameters, Schedule, Steps, unroll, unrolled_gradient
+from mnemonics.exemplars.unroll import Draws, Layout, Parameters, Schedule, Steps, unrolled_gradient
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class BilevelSettings:
     optimizer: str = "adam"  # of the pixels; or "sgd"
     disturb: float = 0.2  # relative size of the noise that each update has on θ_0
     subsets: int = 2  # parts of the old exemplars, each adjusted on the others
+    memory: int | None = None  # MiB that graphs of base-level steps may take; None: half of what is free
     cuda_graphs: bool = False  # capture the steps as CUDA graphs
 
     @staticmethod
@@ -65,7 +67,7 @@ class BaseLevel:
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         layers = [m for m in self.model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)]
         self.undisturbed = [(m.weight, m.weight.detach().clone()) for m in layers] if settings.disturb else []
-        self.graphed: dict[tuple[torch.Size, ...], GraphedSteps] = {}
+        self.steps: dict[tuple[torch.Size, ...], Steps] = {}  # by what the arguments look like
 
     @torch.no_grad()
     def disturb(self, generator: torch.Generator) -> None:
@@ -86,7 +88,7 @@ class BaseLevel:
             images = self.augment.apply(images, *crops)
         return F.cross_entropy(functional_call(self.model, parameters, (images,)), labels)
 
-    def draw(self, labels: Tensor, generator: torch.Generator) -> list[Draw]:
+    def draw(self, labels: Tensor, generator: torch.Generator) -> Draws:
         """Class-balanced minibatches and crops for K steps on exemplars with these labels (int64 [n])."""
         if self.fixed is not None:
             labels = torch.cat([labels, self.fixed.labels])
@@ -94,13 +96,13 @@ class BaseLevel:
         for batch in balanced_batches(labels, self.settings.batch_size, self.settings.steps, generator):
             crops = self.augment.draw(len(batch), generator) if self.augment is not None else ()
             draws.append((batch, labels[batch], *crops))
-        return draws
+        return tuple(torch.stack(draw) for draw in zip(*draws, strict=True))
 
-    def schedule(self, draws: list[Draw]) -> Schedule:
-        return Schedule(draws, [self.settings.lr] * self.settings.steps)
+    def schedule(self, draws: Draws, images: Tensor) -> Schedule:
+        return Schedule(draws, images.new_full((self.settings.steps,), self.settings.lr))
 
     def gradient(
-        self, exemplars: LabelledImages, validation: LabelledImages, draws: list[Draw], epoch: int
+        self, exemplars: LabelledImages, validation: LabelledImages, draws: Draws, epoch: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient of the validation loss after the K steps for the exemplars that took part in them. On several
         processes `validation` is the share of this one; all get the gradient of the mean over all shares.
@@ -117,10 +119,11 @@ class BaseLevel:
         else:
             part = "classifier." if settings.variant == "unroll-fc" else ""
             parameters = {name: p for name, p in self.parameters.items() if name.startswith(part)}
-            steps = self.steps_for(parameters, exemplars.images, draws[0])
+            steps = self.steps_for(parameters, exemplars.images, draws)
             loss_of = functools.partial(self.validation_loss, validation)
-            loss, gradient, *_ = unrolled_gradient(steps, loss_of, parameters, exemplars.images, self.schedule(draws))
-            used = torch.stack([batch for batch, *_ in draws]).unique()
+            schedule = self.schedule(draws, exemplars.images)
+            loss, gradient, *_ = unrolled_gradient(steps, loss_of, parameters, exemplars.images, schedule)
+            used = draws[0].unique()
             used = used[used < len(exemplars.labels)]  # the rest are `fixed`
         loss, gradient = mean_of_all(loss, gradient, len(validation.labels))
         if not (torch.isfinite(loss) and torch.isfinite(gradient).all()):
@@ -131,26 +134,28 @@ class BaseLevel:
             )
         return used, gradient[used], loss.detach()
 
-    def steps_for(self, parameters: Parameters, images: Tensor, draw: Draw) -> Steps:
-        """The steps to use: with `cuda_graphs`, captured once for each set of shapes."""
-        if not (self.settings.cuda_graphs and images.is_cuda):
-            return Steps(self.step_loss, parameters)
-        shapes = (images.shape, *(tensor.shape for tensor in draw))
-        if shapes not in self.graphed:
-            self.graphed[shapes] = GraphedSteps(self.step_loss, parameters, images, draw)
-        return self.graphed[shapes]
+    def steps_for(self, parameters: Parameters, images: Tensor, draws: Draws) -> Steps:
+        """The steps of these parameters on such images and draws."""
+        shapes = (images.shape, *(draw.shape for draw in draws))
+        if shapes not in self.steps:
+            given = self.settings.memory
+            memory = free_memory_bytes(images.device) // 2 if given is None else given * 2**20
+            self.steps[shapes] = Steps(self.step_loss, Layout(parameters), memory)
+        return self.steps[shapes]
 
     def validation_loss(self, validation: LabelledImages, parameters: Parameters) -> Tensor:
         """V: cross-entropy on the validation images; see `own_loss`."""
         return own_loss(functional_call(self.model, parameters, (validation.images,)), validation.labels)
 
-    def loss_after_steps(self, exemplars: LabelledImages, validation: LabelledImages, draws: list[Draw]) -> float:
+    def loss_after_steps(self, exemplars: LabelledImages, validation: LabelledImages, draws: Draws) -> float:
         """V alone, after K steps on all weights whatever the variant: what the fine-tuning will do."""
-        steps = Steps(self.step_loss, self.parameters)
-        points, _ = unroll(steps, steps.layout.flatten(self.parameters), exemplars.images, self.schedule(draws))
+        steps, schedule = Steps(self.step_loss, Layout(self.parameters)), self.schedule(draws, exemplars.images)
+        θ = steps.layout.flatten(self.parameters)
+        state = steps.state(θ, exemplars.images, schedule)
+        steps.run(state, schedule, (θ, None), keep=False)
         with torch.no_grad():
-            loss = self.validation_loss(validation, steps.layout.unflatten(points[-1]))
-        return mean_of_all(loss, points[:0], len(validation.labels))[0].item()
+            loss = self.validation_loss(validation, steps.layout.unflatten(state.points[-1]))
+        return mean_of_all(loss, state.points[:0], len(validation.labels))[0].item()
 
 
 def own_loss(logits: Tensor, labels: Tensor) -> Tensor:

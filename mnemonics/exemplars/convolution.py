@@ -7,7 +7,7 @@ bilinear, and X, W its transposes, dx = X(dy, w) and dw = W(dy, x), and for cota
     dy <- C(a, w) + C(x, b) = C([a, x], [w, b])        x <- X(dy, b)        w <- W(dy, a)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -60,30 +60,18 @@ class ConvolutionBackward(torch.autograd.Function):
         return for_dy, for_x, for_weight, None, None
 
 
-def convolution(
-    function: Callable,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    """`function`, one of torch.conv1d to conv3d, of its arguments."""
-    if isinstance(padding, str) or x.dim() < weight.dim() or torch.is_autocast_enabled(x.device.type):
-        return function(x, weight, bias, stride, padding, dilation, groups)
-    n = weight.dim() - 2
-    sizes = [
-        [size] * n if isinstance(size, int) else [*size] * (n // len(size)) for size in (stride, padding, dilation)
-    ]
-    return Convolution.apply(x, weight, bias, (*sizes, False, [0] * n, groups))
-
-
 class TwiceDifferentiable(TorchFunctionMode):
-    """While entered, every convolution is one of these, in whatever module."""
+    """While entered, every convolution of torch.nn.functional is the one above, in whatever module."""
+
+    defaults: Mapping[str, Any] = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if function in (torch.conv1d, torch.conv2d, torch.conv3d):
-            return convolution(function, *args, **(kwargs or {}))
+            names = ("input", "weight", *self.defaults)
+            given = {**self.defaults, **dict(zip(names, args, strict=False)), **(kwargs or {})}
+            x, weight, padding, n = given["input"], given["weight"], given["padding"], given["weight"].dim() - 2
+            if not (isinstance(padding, str) or x.dim() < n + 2 or torch.is_autocast_enabled(x.device.type)):
+                sizes = (given["stride"], padding, given["dilation"])
+                sizes = [[size] * n if isinstance(size, int) else [*size] * (n // len(size)) for size in sizes]
+                return Convolution.apply(x, weight, given["bias"], (*sizes, False, [0] * n, given["groups"]))
         return function(*args, **(kwargs or {}))

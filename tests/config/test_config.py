@@ -83,6 +83,7 @@ def test_no_setting_is_left_open():
         "max_images_per_class",
         "image_size",
         "num_workers",
+        "mnemonics_memory",
         "total_memory",
         "gpu",
         "out",

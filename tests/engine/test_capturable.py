@@ -15,7 +15,6 @@ from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, ResidentBatches
 from mnemonics.engine import device as runtime
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
-from mnemonics.exemplars.unroll import Steps
 
 HOST = {
     "aten::lift_fresh": "makes a tensor of a number",
@@ -102,8 +101,10 @@ def test_steps_of_the_exemplar_optimisation(old):
     fixed = LabelledImages(preprocessing().plain(other.images), other.labels) if old else None
     augment = preprocessing().crop_and_mirror()
     base = BaseLevel(network(), BilevelSettings(steps=1), fixed, augment)
-    (draw,) = base.draw(exemplars.labels, torch.Generator(CPU).manual_seed(0))
-    steps = Steps(base.step_loss, base.parameters)
+    draws = base.draw(exemplars.labels, torch.Generator(CPU).manual_seed(0))
+    steps, schedule = base.steps_for(base.parameters, inputs, draws), base.schedule(draws, inputs)
     θ = steps.layout.flatten(base.parameters)
-    assert of_host(steps.gradient, θ, inputs, draw) == []
-    assert of_host(steps.reverse, θ, inputs, draw, torch.ones_like(θ)) == []
+    state = steps.state(θ, inputs, schedule)
+    state.begin(schedule, θ, None)
+    assert of_host(steps.forward, state) == []
+    assert of_host(steps.reverse, state) == []

@@ -110,9 +110,9 @@ def test_sgd_moves_pixels_by_the_negative_gradient():
 
 def test_gradient_is_for_the_used_exemplars_only():
     exemplars, validation = network_input(blobs(12)), network_input(blobs(30, seed=1))
-    batches = [torch.tensor([0, 4, 8]), torch.tensor([1, 4, 11])]
+    batches = torch.tensor([[0, 4, 8], [1, 4, 11]])
     base = BaseLevel(network(), dataclasses.replace(SETTINGS, steps=2))
-    used, gradient, _ = base.gradient(exemplars, validation, [(b, exemplars.labels[b]) for b in batches], 0)
+    used, gradient, _ = base.gradient(exemplars, validation, (batches, exemplars.labels[batches]), 0)
     assert used.tolist() == [0, 1, 4, 8, 11]
     assert gradient.shape == (5, 3, 6, 6)
     assert gradient.flatten(1).any(1).all()
@@ -237,11 +237,11 @@ def test_augmented_base_level_uses_one_crop_per_step_and_exemplar():
     base.model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].detach()))
     chosen = base.draw(blobs(12).labels, draws())
     for _ in range(2):
-        for draw in chosen:
+        for draw in zip(*chosen, strict=True):
             base.step_loss(base.parameters, images, *draw)
     views = seen[:5]
     assert all(torch.equal(first, second) for first, second in zip(views, seen[5:], strict=True))
-    plain = [images[batch] for batch, *_ in chosen]
+    plain = [images[batch] for batch in chosen[0]]
     assert all((view != whole).flatten(1).any(1).sum() >= 8 for view, whole in zip(views, plain, strict=True))
     low, high = prep.valid_range()
     assert all(((view >= low) & (view <= high)).all() for view in views)
@@ -333,9 +333,9 @@ def test_settings_come_from_the_command_line():
         "--mnemonics_steps 3 --mnemonics_lr 0.2 --mnemonics_epochs 4 --mnemonics_outer_lr 0.5 --mnemonics_batch_size 17"
     )
     flags += " --mnemonics_optimizer sgd --mnemonics_variant unroll-fc --mnemonics_subsets 3"
-    flags += " --mnemonics_val_batch_size 19 --mnemonics_disturb 0.3"
+    flags += " --mnemonics_val_batch_size 19 --mnemonics_disturb 0.3 --mnemonics_memory 7"
     config = resolved(parse_args(flags.split()))
-    assert BilevelSettings.of(config) == BilevelSettings("unroll-fc", 3, 0.2, 17, 19, 4, 0.5, "sgd", 0.3, 3)
+    assert BilevelSettings.of(config) == BilevelSettings("unroll-fc", 3, 0.2, 17, 19, 4, 0.5, "sgd", 0.3, 3, 7)
     assert BilevelSettings.of(resolved(parse_args([]))) == BilevelSettings()
     paper = BilevelSettings.of(resolved(parse_args("--mnemonics_preset paper".split())))
     assert paper == BilevelSettings("unroll", 50, 0.01, 128, 128, 50, 0.01, "sgd", 0.0, 2)
