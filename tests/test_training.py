@@ -95,7 +95,7 @@ def test_finetuning_is_what_the_unroll_rehearses(augmented):
     settings = BilevelSettings(steps=9, lr=0.05, batch_size=16)  # 3 epochs of ceil(40 / 16)
     base = BaseLevel(rehearsal, settings, augment=PREP.crop_and_mirror() if augmented else None)
     draws = base.draw(data.labels, phase.generator("fine-tuning"))
-    steps, schedule = Steps(base.step_loss, Layout(base.parameters)), base.schedule(draws, x)
+    steps, schedule = Steps(base.loss_of(base.model), Layout(base.parameters)), base.schedule(draws, x)
     start = steps.layout.flatten(base.parameters)
     state = steps.state(start, x, schedule)
     steps.run(state, schedule, (start, None), keep=False)

@@ -18,7 +18,8 @@ from mnemonics.data.batches import LabelledImages, balanced_batches
 from mnemonics.engine.device import free_memory_bytes
 from mnemonics.engine.distributed import summed, world
 from mnemonics.engine.errors import NonFiniteLossError
-from mnemonics.exemplars.unroll import Draws, Layout, Parameters, Schedule, Steps, unrolled_gradient
+from mnemonics.exemplars.folding import with_layout
+from mnemonics.exemplars.unroll import Draws, Parameters, Schedule, StepLoss, Steps, unrolled_gradient
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class BaseLevel:
         """
         self.model, self.settings, self.fixed, self.augment = copy.deepcopy(model).eval(), settings, fixed, augment
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        part = "classifier." if settings.variant == "unroll-fc" else ""
+        self.trained = {name: p for name, p in self.parameters.items() if name.startswith(part)}  # in `gradient`
+        self.network, self.layout = with_layout(self.model, self.trained)
         layers = [m for m in self.model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)]
         self.undisturbed = [(m.weight, m.weight.detach().clone()) for m in layers] if settings.disturb else []
         self.steps: dict[tuple[torch.Size, ...], Steps] = {}  # by what the arguments look like
@@ -76,17 +80,6 @@ class BaseLevel:
         for weight, undisturbed in self.undisturbed:
             noise = torch.randn(weight.shape, generator=generator, device=weight.device, dtype=weight.dtype)
             weight.copy_(undisturbed + self.settings.disturb * undisturbed.square().mean().sqrt() * noise)
-
-    def step_loss(
-        self, parameters: Parameters, images: Tensor, batch: Tensor, labels: Tensor, *crops: Tensor
-    ) -> Tensor:
-        """L_k: cross-entropy on the minibatch with these indices (into the exemplars, then `fixed`) and labels."""
-        if self.fixed is not None:
-            images = torch.cat([images, self.fixed.images])
-        images = images.index_select(0, batch)
-        if self.augment is not None:
-            images = self.augment.apply(images, *crops)
-        return F.cross_entropy(functional_call(self.model, parameters, (images,)), labels)
 
     def draw(self, labels: Tensor, generator: torch.Generator) -> Draws:
         """Class-balanced minibatches and crops for K steps on exemplars with these labels (int64 [n])."""
@@ -117,12 +110,9 @@ class BaseLevel:
             loss, gradient = class_mean_gradient(self.model, exemplars, self.fixed, validation)
             used = torch.arange(len(exemplars.labels), device=gradient.device)
         else:
-            part = "classifier." if settings.variant == "unroll-fc" else ""
-            parameters = {name: p for name, p in self.parameters.items() if name.startswith(part)}
-            steps = self.steps_for(parameters, exemplars.images, draws)
-            loss_of = functools.partial(self.validation_loss, validation)
-            schedule = self.schedule(draws, exemplars.images)
-            loss, gradient, *_ = unrolled_gradient(steps, loss_of, parameters, exemplars.images, schedule)
+            steps, schedule = self.steps_for(exemplars.images, draws), self.schedule(draws, exemplars.images)
+            loss_of = functools.partial(validation_loss, self.network, validation)
+            loss, gradient, *_ = unrolled_gradient(steps, loss_of, self.trained, exemplars.images, schedule)
             used = draws[0].unique()
             used = used[used < len(exemplars.labels)]  # the rest are `fixed`
         loss, gradient = mean_of_all(loss, gradient, len(validation.labels))
@@ -134,28 +124,50 @@ class BaseLevel:
             )
         return used, gradient[used], loss.detach()
 
-    def steps_for(self, parameters: Parameters, images: Tensor, draws: Draws) -> Steps:
-        """The steps of these parameters on such images and draws."""
+    def steps_for(self, images: Tensor, draws: Draws) -> Steps:
+        """The steps of `gradient` on such images and draws."""
         shapes = (images.shape, *(draw.shape for draw in draws))
         if shapes not in self.steps:
             given = self.settings.memory
             memory = free_memory_bytes(images.device) // 2 if given is None else given * 2**20
-            self.steps[shapes] = Steps(self.step_loss, Layout(parameters), memory)
+            self.steps[shapes] = Steps(self.loss_of(self.network), self.layout, memory)
         return self.steps[shapes]
 
-    def validation_loss(self, validation: LabelledImages, parameters: Parameters) -> Tensor:
-        """V: cross-entropy on the validation images; see `own_loss`."""
-        return own_loss(functional_call(self.model, parameters, (validation.images,)), validation.labels)
+    def loss_of(self, network: nn.Module) -> StepLoss:
+        """L_k of a network; does not refer to this object, for graphs captured of it to be freed with it."""
+        return functools.partial(step_loss, network, None if self.fixed is None else self.fixed.images, self.augment)
 
     def loss_after_steps(self, exemplars: LabelledImages, validation: LabelledImages, draws: Draws) -> float:
         """V alone, after K steps on all weights whatever the variant: what the fine-tuning will do."""
-        steps, schedule = Steps(self.step_loss, Layout(self.parameters)), self.schedule(draws, exemplars.images)
-        θ = steps.layout.flatten(self.parameters)
+        network, layout = with_layout(self.model, self.parameters)
+        θ, schedule = layout.flatten(self.parameters), self.schedule(draws, exemplars.images)
+        steps = Steps(self.loss_of(network), layout)
         state = steps.state(θ, exemplars.images, schedule)
         steps.run(state, schedule, (θ, None), keep=False)
         with torch.no_grad():
-            loss = self.validation_loss(validation, steps.layout.unflatten(state.points[-1]))
+            loss = validation_loss(network, validation, layout.unflatten(state.points[-1]))
         return mean_of_all(loss, state.points[:0], len(validation.labels))[0].item()
+
+
+def step_loss(
+    network: nn.Module,
+    fixed: Tensor | None,
+    augment: CropAndMirror | None,
+    parameters: Parameters,
+    images: Tensor,
+    *draw: Tensor,
+) -> Tensor:
+    """L_k: cross-entropy on a minibatch; `draw`: its indices (into the exemplars, then `fixed`), labels, and crops."""
+    batch, labels, *crops = draw
+    images = (images if fixed is None else torch.cat([images, fixed])).index_select(0, batch)
+    if augment is not None:
+        images = augment.apply(images, *crops)
+    return F.cross_entropy(functional_call(network, parameters, (images,)), labels)
+
+
+def validation_loss(network: nn.Module, validation: LabelledImages, parameters: Parameters) -> Tensor:
+    """V: cross-entropy on the validation images; see `own_loss`."""
+    return own_loss(functional_call(network, parameters, (validation.images,)), validation.labels)
 
 
 def own_loss(logits: Tensor, labels: Tensor) -> Tensor:

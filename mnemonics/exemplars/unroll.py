@@ -63,7 +63,7 @@ class UnrolledGradient(NamedTuple):
     loss: Tensor  # V(θ_K), scalar
     inputs: Tensor  # dV/dx, shape of x
     rates: Tensor  # dV/dα, (K,)
-    parameters: Parameters  # θ_K
+    parameters: Parameters  # θ_K, as the layout gives it
 
 
 class Graph(NamedTuple):
@@ -83,7 +83,7 @@ class Layout:
 
     def flatten(self, parameters: Parameters) -> Tensor:
         """(P,), detached."""
-        return torch.cat([p.detach().reshape(-1) for p in parameters.values()])
+        return torch.cat([parameters[name].detach().reshape(-1) for name in self.shapes])
 
     def unflatten(self, θ: Tensor) -> Parameters:
         """Views of θ (P,) by name; gradients flow through them."""

@@ -102,7 +102,7 @@ def test_steps_of_the_exemplar_optimisation(old):
     augment = preprocessing().crop_and_mirror()
     base = BaseLevel(network(), BilevelSettings(steps=1), fixed, augment)
     draws = base.draw(exemplars.labels, torch.Generator(CPU).manual_seed(0))
-    steps, schedule = base.steps_for(base.parameters, inputs, draws), base.schedule(draws, inputs)
+    steps, schedule = base.steps_for(inputs, draws), base.schedule(draws, inputs)
     θ = steps.layout.flatten(base.parameters)
     state = steps.state(θ, inputs, schedule)
     state.begin(schedule, θ, None)

@@ -238,7 +238,7 @@ def test_augmented_base_level_uses_one_crop_per_step_and_exemplar():
     chosen = base.draw(blobs(12).labels, draws())
     for _ in range(2):
         for draw in zip(*chosen, strict=True):
-            base.step_loss(base.parameters, images, *draw)
+            base.loss_of(base.network)(base.parameters, images, *draw)
     views = seen[:5]
     assert all(torch.equal(first, second) for first, second in zip(views, seen[5:], strict=True))
     plain = [images[batch] for batch in chosen[0]]
