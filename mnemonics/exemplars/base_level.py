@@ -97,32 +97,33 @@ class BaseLevel:
     def gradient(
         self, exemplars: LabelledImages, validation: LabelledImages, draws: Draws, epoch: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient of the validation loss after the K steps for the exemplars that took part in them. On several
-        processes `validation` is the share of this one; all get the gradient of the mean over all shares.
+        """Gradient of the validation loss after the K steps for the exemplars. On several processes `validation` is the
+        share of this one; all get the gradient of the mean over all shares.
 
         Returns:
-            Indices int64 [m] of those exemplars, ascending, their gradients float [m, ...], and the loss.
+            Which exemplars took part in the steps, bool [n], the gradient float [n, ...], and the loss.
         Raises:
             NonFiniteLossError: if the loss or the gradient is NaN or infinite.
         """
         settings = self.settings
         if settings.variant == "class-mean":
             loss, gradient = class_mean_gradient(self.model, exemplars, self.fixed, validation)
-            used = torch.arange(len(exemplars.labels), device=gradient.device)
+            used = torch.ones_like(exemplars.labels, dtype=torch.bool)
         else:
             steps, schedule = self.steps_for(exemplars.images, draws), self.schedule(draws, exemplars.images)
             loss_of = functools.partial(validation_loss, self.network, validation)
             loss, gradient, *_ = unrolled_gradient(steps, loss_of, self.trained, exemplars.images, schedule)
-            used = draws[0].unique()
-            used = used[used < len(exemplars.labels)]  # the rest are `fixed`
+            everything = len(exemplars) + (0 if self.fixed is None else len(self.fixed))
+            used = torch.zeros(everything, dtype=torch.bool, device=gradient.device)
+            used = used.index_fill_(0, draws[0].flatten(), True)[: len(exemplars)]
         loss, gradient = mean_of_all(loss, gradient, len(validation.labels))
-        if not (torch.isfinite(loss) and torch.isfinite(gradient).all()):
+        if not (torch.isfinite(loss) & torch.isfinite(gradient).all()):  # one look at the device
             raise NonFiniteLossError(
                 f"exemplar optimisation, epoch {epoch}: the validation loss after {settings.steps} steps is "
                 f"{loss.item()} with --mnemonics_lr {settings.lr} and --mnemonics_outer_lr {settings.outer_lr}; "
                 "lower rates may help"
             )
-        return used, gradient[used], loss.detach()
+        return used, gradient, loss.detach()
 
     def steps_for(self, images: Tensor, draws: Draws) -> Steps:
         """The steps of `gradient` on such images and draws."""
