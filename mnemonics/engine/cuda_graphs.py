@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mnemonics.engine.distributed import world
+
 WARM_UP = 3  # calls before the capture, in which libraries choose their kernels and allocate their workspaces
 
 
@@ -48,6 +50,11 @@ class Captured:
             static.copy_(new)
         self.graph.replay()
         return self.results
+
+
+def capturable(device: torch.device) -> bool:
+    """Whether what is done over and over there is captured: on a GPU, if this is the only process."""
+    return device.type == "cuda" and world() == 1
 
 
 def as_graph(function: Callable, changed: Callable[[], Sequence[Tensor]], enabled: bool) -> Callable:

@@ -15,11 +15,12 @@ from torch.func import functional_call
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.augment import CropAndMirror
 from mnemonics.data.batches import LabelledImages, balanced_batches
+from mnemonics.engine.cuda_graphs import capturable
 from mnemonics.engine.device import free_memory_bytes
 from mnemonics.engine.distributed import summed, world
 from mnemonics.engine.errors import NonFiniteLossError
 from mnemonics.exemplars.folding import with_layout
-from mnemonics.exemplars.unroll import Draws, Parameters, Schedule, StepLoss, Steps, unrolled_gradient
+from mnemonics.exemplars.unroll import Draws, GraphedSteps, Parameters, Schedule, StepLoss, Steps, unrolled_gradient
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class BilevelSettings:
     disturb: float = 0.2  # relative size of the noise that each update has on θ_0
     subsets: int = 2  # parts of the old exemplars, each adjusted on the others
     memory: int | None = None  # MiB that graphs of base-level steps may take; None: half of what is free
-    cuda_graphs: bool = False  # capture the steps as CUDA graphs
+    cuda_graphs: bool = True  # on a GPU, capture the steps as CUDA graphs
 
     @staticmethod
     def of(config: ExperimentConfig) -> "BilevelSettings":
@@ -129,9 +130,9 @@ class BaseLevel:
         """The steps of `gradient` on such images and draws."""
         shapes = (images.shape, *(draw.shape for draw in draws))
         if shapes not in self.steps:
-            given = self.settings.memory
+            given, graphed = self.settings.memory, self.settings.cuda_graphs and capturable(images.device)
             memory = free_memory_bytes(images.device) // 2 if given is None else given * 2**20
-            self.steps[shapes] = Steps(self.loss_of(self.network), self.layout, memory)
+            self.steps[shapes] = (GraphedSteps if graphed else Steps)(self.loss_of(self.network), self.layout, memory)
         return self.steps[shapes]
 
     def loss_of(self, network: nn.Module) -> StepLoss:

@@ -1,6 +1,7 @@
 """The unrolled gradient against the plain graph, finite differences and torch.optim."""
 
 import gc
+import weakref
 from collections import Counter
 
 import pytest
@@ -8,9 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mnemonics.data.augment import CropAndMirror
+from mnemonics.data.batches import LabelledImages
+from mnemonics.exemplars import base_level
 from mnemonics.exemplars import unroll as unroll_module
+from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
 from mnemonics.exemplars.unroll import GraphedSteps, Layout, Schedule, Steps, plain_unrolled_gradient, unrolled_gradient
 from mnemonics.models import make_network
 
@@ -220,6 +226,62 @@ def test_graphs_that_are_kept_fit_into_the_memory(monkeypatch):
     assert 2 * steps.bytes <= some <= nothing + memory < everything
     assert graphs == [[]]  # each is dropped where it was used
     assert not +Saved.live
+
+
+class Recorded(TorchDispatchMode):
+    """What a CUDA graph is, on a CPU: the operations of one call, done again on the same memory. Whatever the host
+    decided or computed in that call stays as it was."""
+
+    def __init__(self, function, example, changed, other=None):
+        super().__init__()
+        self.operations, before = [], [tensor.clone() for tensor in changed]
+        with self:
+            function(*example)
+        for tensor, value in zip(changed, before, strict=True):
+            tensor.copy_(value)
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        self.operations.append((operation, args, kwargs or {}, result))
+        return result
+
+    @torch.no_grad()
+    def __call__(self):
+        for operation, args, kwargs, result in self.operations:
+            new = tree_leaves(operation(*args, **kwargs))
+            for old, value in zip(tree_leaves(result), new, strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != value.data_ptr():
+                    old.copy_(value)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("points", [9, 32])
+def test_one_recorded_step_is_every_step(momentum, points, monkeypatch):
+    monkeypatch.setattr(unroll_module, "Captured", Recorded)
+    monkeypatch.setattr(unroll_module, "KEPT_POINTS", points)
+    graphed = None
+    for seed in (0, 1):
+        problem, rates = Problem(mlp, augmented=True, seed=seed), [0.2 / (k + 1 + seed) for k in range(10)]
+        steps, validation_loss, *rest = problem.arguments(rates, momentum)
+        graphed = graphed or GraphedSteps(steps.step_loss, steps.layout)
+        replayed, eager = (unrolled_gradient(kind, validation_loss, *rest) for kind in (graphed, steps))
+        assert all(torch.equal(mine, other) for mine, other in zip(replayed[:3], eager[:3], strict=True))
+
+
+def test_what_was_captured_is_freed_with_the_base_level(monkeypatch):
+    monkeypatch.setattr(unroll_module, "Captured", Recorded)
+    monkeypatch.setattr(base_level, "capturable", lambda device: True)
+    data = LabelledImages(torch.randn(8, 3, SIZE, SIZE), torch.arange(8) % 4)
+    base = BaseLevel(mlp(), BilevelSettings(steps=2))
+    base.gradient(data, data, base.draw(data.labels, torch.Generator().manual_seed(0)), 0)
+    (steps,) = base.steps.values()
+    graphs = [weakref.ref(graph) for graph in (steps.replay_forward, steps.replay_reverse)]
+    gc.disable()  # no cycle of references may be left for it
+    try:
+        del base, steps
+        assert [graph() for graph in graphs] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
