@@ -18,9 +18,8 @@ class Captured:
     """A function of tensors on a CUDA device, captured once as a CUDA graph.
 
     Shapes are those of `example`; the results are overwritten by the next call. The function may change `changed` (the
-    weights, say), which are set back to what they were after each of the calls that the capture needs, and what does
-    not matter. With `other`, what the function needs lies in the memory of that one: for two whose results are not
-    needed once either is called again.
+    weights, say), which are set back after each of the calls that the capture needs, and what does not matter. With
+    `other` it works in the memory of that one, which is for two whose results nobody needs once either is called again.
     """
 
     def __init__(
@@ -32,18 +31,23 @@ class Captured:
     ):
         self.inputs = [tensor.detach().clone() for tensor in example]
         before = [tensor.detach().clone() for tensor in changed]
+
+        @torch.no_grad()
+        def set_back() -> None:
+            for tensor, value in zip(changed, before, strict=True):
+                tensor.copy_(value)
+
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
                 function(*self.inputs)
-                with torch.no_grad():
-                    for tensor, value in zip(changed, before, strict=True):
-                        tensor.copy_(value)
+                set_back()
         torch.cuda.current_stream().wait_stream(side)
         self.graph, pool = torch.cuda.CUDAGraph(), None if other is None else other.graph.pool()
         with torch.cuda.graph(self.graph, pool, capture_error_mode="thread_local"):  # a loader's thread pins memory too
             self.results = function(*self.inputs)
+        set_back()
 
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         for static, new in zip(self.inputs, inputs, strict=True):

@@ -107,13 +107,13 @@ def free_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    limits = []
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # not on Linux, or no such file, or "max"
-        available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-        limits.append(int(available[1]) * 1024)
+    limits = [0]
+    with contextlib.suppress(OSError, ValueError):  # not on Linux; no such file, or no limit in it
+        available = re.findall(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
+        limits = [int(size) * 1024 for size in available]
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        limits.append(limit - used)
-    return max(0, min(limits, default=0)) // local_world()
+        limits.append(max(0, limit - used))
+    return min(limits) // local_world()
 
 
 def give_back_memory() -> None:

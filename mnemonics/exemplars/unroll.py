@@ -146,30 +146,25 @@ class Steps:
         """L_k(θ, x) for θ (P,)."""
         return self.step_loss(self.layout.unflatten(θ), inputs, *draw)
 
-    def graph(self, state: State) -> Graph:
-        """That of step k."""
+    def graph(self, state: State, kept: bool = True) -> Graph:
+        """That of step k; g_k alone, unless it is `kept`."""
         θ, *draw = state.now(state.points, *state.draws)
-        θ, x = θ.requires_grad_(), state.inputs.detach().requires_grad_()
+        θ, x = θ.requires_grad_(), state.inputs.detach().requires_grad_(kept)
         with TwiceDifferentiable():
             loss = self.loss(θ, x, draw)
-        return Graph(θ, x, *torch.autograd.grad(loss, θ, create_graph=True))
-
-    def gradient(self, state: State) -> Tensor:
-        """g_k (P,)."""
-        θ, *draw = state.now(state.points, *state.draws)
-        return torch.autograd.grad(self.loss(θ.requires_grad_(), state.inputs, draw), θ)[0]
+        return Graph(θ, x, *torch.autograd.grad(loss, θ, create_graph=kept))
 
     def forward(self, state: State, keep: bool = False) -> Graph | None:
         """One step of the forward recursion above; its graph, if it shall be kept."""
-        graph = self.graph(state) if keep else None
-        step = graph.gradient.detach() if keep else self.gradient(state)
+        graph = self.graph(state, keep)
+        step = graph.gradient.detach()
         (θ, rate), after = state.now(state.points, state.rates), state.k + 1
         if state.momentum:
             step = torch.add(step, *state.now(state.velocities), alpha=state.momentum)
             state.velocities.index_copy_(0, after, step[None])
         state.points.index_copy_(0, after, torch.addcmul(θ, rate, step, value=-1)[None])
         state.k.copy_(after)
-        return graph
+        return graph if keep else None
 
     def reverse(self, state: State, graph: Graph | None = None) -> None:
         """One step of the reverse recursion; builds its graph where none was kept."""
