@@ -22,7 +22,7 @@ from mnemonics.baselines.base import Baseline
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, TrainingBatches, balanced_batches, batch_sizes, training_batches
 from mnemonics.data.scenario import PhaseContext
-from mnemonics.engine.cuda_graphs import as_graph
+from mnemonics.engine.cuda_graphs import as_graph, capturable
 from mnemonics.engine.device import autocast
 from mnemonics.engine.distributed import gathered, world
 from mnemonics.engine.errors import NonFiniteLossError
@@ -141,9 +141,8 @@ def sgd_step(
     On a CUDA device the step, the forward pass of the teacher included, is a CUDA graph, unless there are several
     processes.
     """
-    device, cuda = batches.data.labels.device, batches.data.labels.is_cuda
-    momentum, decay = config.custom_momentum, config.custom_weight_decay
-    optimizer = SGD(baseline.parameters(model), config.base_lr, momentum, decay)
+    device = batches.data.labels.device
+    optimizer = SGD(baseline.parameters(model), config.base_lr, config.custom_momentum, config.custom_weight_decay)
     loss_of = loss_function(model, baseline)
 
     def step(*batch: Tensor) -> Tensor:
@@ -157,7 +156,7 @@ def sgd_step(
     def changed() -> list[Tensor]:
         return [*optimizer.parameters, *model.buffers(), *optimizer.momenta]
 
-    return optimizer, as_graph(step, changed, enabled=cuda and world() == 1)
+    return optimizer, as_graph(step, changed, enabled=capturable(device))
 
 
 def log_epoch(context: PhaseContext, epoch: int, losses: Tensor, sizes: list[int]) -> None:

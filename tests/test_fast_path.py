@@ -111,9 +111,9 @@ def test_each_size_of_a_batch_is_captured_once(monkeypatch):
     captures = []
 
     class Recording:
-        def __init__(self, function, example, changed):
-            captures.append((tuple(t.shape for t in example), changed))
-            self.function = function
+        def __init__(self, function, example, changed, other):
+            captures.append((tuple(t.shape for t in example), changed, other and other.number))
+            self.function, self.number = function, len(captures)
 
         def __call__(self, *inputs):
             return "captured", self.function(*inputs)
@@ -121,7 +121,7 @@ def test_each_size_of_a_batch_is_captured_once(monkeypatch):
     monkeypatch.setattr(cuda_graphs, "Captured", Recording)
     call = cuda_graphs.as_graph(torch.sum, lambda: ["weights"], enabled=True)
     assert [call(torch.ones(n)) for n in (3, 2, 3, 4, 2)] == [("captured", n) for n in (3, 2, 3, 4, 2)]
-    assert captures == [((torch.Size([n]),), ["weights"]) for n in (3, 2, 4)]
+    assert captures == [((torch.Size([n]),), ["weights"], first) for n, first in ((3, None), (2, 1), (4, 1))]
 
 
 @needs_cuda

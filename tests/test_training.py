@@ -15,7 +15,7 @@ from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatche
 from mnemonics.engine.errors import NonFiniteLossError
 from mnemonics.engine.progress import Progress
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
-from mnemonics.exemplars.unroll import Schedule, Steps, unroll
+from mnemonics.exemplars.unroll import Layout, Steps
 from mnemonics.models import make_network
 
 PREP = Preprocessing(torch.full((3,), 0.5), torch.full((3,), 0.25), 1, False)
@@ -95,9 +95,11 @@ def test_finetuning_is_what_the_unroll_rehearses(augmented):
     settings = BilevelSettings(steps=9, lr=0.05, batch_size=16)  # 3 epochs of ceil(40 / 16)
     base = BaseLevel(rehearsal, settings, augment=PREP.crop_and_mirror() if augmented else None)
     draws = base.draw(data.labels, phase.generator("fine-tuning"))
-    steps = Steps(base.step_loss, base.parameters)
-    points, _ = unroll(steps, steps.layout.flatten(base.parameters), x, Schedule(draws, [0.05] * 9))
-    rehearsed = steps.layout.unflatten(points[-1])
+    steps, schedule = Steps(base.loss_of(base.model), Layout(base.parameters)), base.schedule(draws, x)
+    start = steps.layout.flatten(base.parameters)
+    state = steps.state(start, x, schedule)
+    steps.run(state, schedule, (start, None), keep=False)
+    rehearsed = steps.layout.unflatten(state.points[-1])
     for name, p in model.named_parameters():
         assert torch.allclose(p, rehearsed[name], atol=1e-6), name
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), rehearsal.buffers(), strict=True))

@@ -1,12 +1,12 @@
 """What every baseline shares: growing the classifier and keeping the previous model as the teacher."""
 
-import copy
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing
+from mnemonics.models import folded
 from mnemonics.models.layers import grown, use_weight_transfer
 from mnemonics.protocol import Phase
 
@@ -25,10 +25,10 @@ class Baseline(ABC):
         self.teacher: nn.Module | None = None
 
     def begin_phase(self, model: nn.Module, phase: Phase, new_data: LabelledImages, prep: Preprocessing) -> None:
-        """From phase 1 on: freeze a copy of `model` as the teacher, then add the new classes to its classifier and,
+        """From phase 1 on: make a frozen copy of `model` the teacher, then add the new classes to its classifier and,
         with --weight_transfer, factors to its convolutions. `new_data` is what `model` will be trained on."""
         if phase.index > 0:
-            self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
+            self.teacher = folded(model)
             model.classifier = grown(model.classifier, len(phase.new_labels))
             if self.config.weight_transfer:
                 use_weight_transfer(model)

@@ -240,7 +240,15 @@ class ExperimentConfig:
         zero=True,
         most=512,
     )
-    cuda_graphs: bool = running(False, "capture the steps of the exemplar optimisation as CUDA graphs")
+    mnemonics_memory: int | None = running(
+        None,
+        "MiB that the exemplar gradient may take beyond what it needs, so that it goes once through each step and not "
+        "twice; 0: none; the results are the same; CUDA graphs take none (half of what is free)",
+        zero=True,
+    )
+    cuda_graphs: bool = running(
+        True, "capture the steps of the exemplar optimisation as CUDA graphs, on a GPU and with a single process"
+    )
     amp: str = setting(
         "auto",
         "bf16 in the training of the model level, never in the exemplar level: on, off, or auto: on a GPU",

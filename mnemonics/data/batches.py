@@ -178,11 +178,9 @@ def plain_batches(images: Tensor | FileImages, batch_size: int, device: torch.de
 
 def rank_within_class(labels: Tensor) -> Tensor:
     """int64 [n]: how many earlier entries of `labels` [n] are equal to this one."""
-    order = torch.argsort(labels, stable=True)
-    counts = torch.bincount(labels)
-    starts = torch.cumsum(counts, 0) - counts
+    ordered, order = torch.sort(labels, stable=True)
     ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(len(labels), device=labels.device) - starts[labels[order]]
+    ranks[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(ordered, ordered)
     return ranks
 
 

@@ -1,8 +1,10 @@
 """Device, random generators, clock and the facts about the machine that results.json records."""
 
+import contextlib
 import ctypes
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -98,6 +100,20 @@ def peak_memory_bytes(device: torch.device) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that this process may take, roughly: what is free, shared with the others on this machine on a CPU."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    limits = [0]
+    with contextlib.suppress(OSError, ValueError):  # not on Linux; no such file, or no limit in it
+        available = re.findall(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
+        limits = [int(size) * 1024 for size in available]
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        limits.append(max(0, limit - used))
+    return min(limits) // local_world()
 
 
 def give_back_memory() -> None:

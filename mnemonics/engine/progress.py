@@ -25,7 +25,7 @@ Partial = dict[str, Any]  # a phase under way, as a checkpoint holds it
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
 LESS_MEMORY = {"training": "--train_batch_size", "fine-tuning": "--mnemonics_batch_size"}  # stage -> what needs less
 LESS_MEMORY |= dict.fromkeys(
-    ("new exemplars", "old exemplars"), "--mnemonics_batch_size, --mnemonics_val_batch_size or --mnemonics_steps"
+    ("new exemplars", "old exemplars"), "--mnemonics_memory, --mnemonics_batch_size or --mnemonics_val_batch_size"
 )
 
 

@@ -15,9 +15,12 @@ from torch.func import functional_call
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.augment import CropAndMirror
 from mnemonics.data.batches import LabelledImages, balanced_batches
+from mnemonics.engine.cuda_graphs import capturable
+from mnemonics.engine.device import free_memory_bytes
 from mnemonics.engine.distributed import summed, world
 from mnemonics.engine.errors import NonFiniteLossError
-from mnemonics.exemplars.unroll import Draw, GraphedSteps, Parameters, Schedule, Steps, unroll, unrolled_gradient
+from mnemonics.exemplars.folding import with_layout
+from mnemonics.exemplars.unroll import Draws, GraphedSteps, Parameters, Schedule, StepLoss, Steps, unrolled_gradient
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class BilevelSettings:
     optimizer: str = "adam"  # of the pixels; or "sgd"
     disturb: float = 0.2  # relative size of the noise that each update has on θ_0
     subsets: int = 2  # parts of the old exemplars, each adjusted on the others
-    cuda_graphs: bool = False  # capture the steps as CUDA graphs
+    memory: int | None = None  # MiB that graphs of base-level steps may take; None: half of what is free
+    cuda_graphs: bool = True  # on a GPU, capture the steps as CUDA graphs
 
     @staticmethod
     def of(config: ExperimentConfig) -> "BilevelSettings":
@@ -63,9 +67,12 @@ class BaseLevel:
         """
         self.model, self.settings, self.fixed, self.augment = copy.deepcopy(model).eval(), settings, fixed, augment
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        part = "classifier." if settings.variant == "unroll-fc" else ""
+        self.trained = {name: p for name, p in self.parameters.items() if name.startswith(part)}  # in `gradient`
+        self.network, self.layout = with_layout(self.model, self.trained)
         layers = [m for m in self.model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)]
         self.undisturbed = [(m.weight, m.weight.detach().clone()) for m in layers] if settings.disturb else []
-        self.graphed: dict[tuple[torch.Size, ...], GraphedSteps] = {}
+        self.steps: dict[tuple[torch.Size, ...], Steps] = {}  # by what the arguments look like
 
     @torch.no_grad()
     def disturb(self, generator: torch.Generator) -> None:
@@ -75,18 +82,7 @@ class BaseLevel:
             noise = torch.randn(weight.shape, generator=generator, device=weight.device, dtype=weight.dtype)
             weight.copy_(undisturbed + self.settings.disturb * undisturbed.square().mean().sqrt() * noise)
 
-    def step_loss(
-        self, parameters: Parameters, images: Tensor, batch: Tensor, labels: Tensor, *crops: Tensor
-    ) -> Tensor:
-        """L_k: cross-entropy on the minibatch with these indices (into the exemplars, then `fixed`) and labels."""
-        if self.fixed is not None:
-            images = torch.cat([images, self.fixed.images])
-        images = images.index_select(0, batch)
-        if self.augment is not None:
-            images = self.augment.apply(images, *crops)
-        return F.cross_entropy(functional_call(self.model, parameters, (images,)), labels)
-
-    def draw(self, labels: Tensor, generator: torch.Generator) -> list[Draw]:
+    def draw(self, labels: Tensor, generator: torch.Generator) -> Draws:
         """Class-balanced minibatches and crops for K steps on exemplars with these labels (int64 [n])."""
         if self.fixed is not None:
             labels = torch.cat([labels, self.fixed.labels])
@@ -94,63 +90,86 @@ class BaseLevel:
         for batch in balanced_batches(labels, self.settings.batch_size, self.settings.steps, generator):
             crops = self.augment.draw(len(batch), generator) if self.augment is not None else ()
             draws.append((batch, labels[batch], *crops))
-        return draws
+        return tuple(torch.stack(draw) for draw in zip(*draws, strict=True))
 
-    def schedule(self, draws: list[Draw]) -> Schedule:
-        return Schedule(draws, [self.settings.lr] * self.settings.steps)
+    def schedule(self, draws: Draws, images: Tensor) -> Schedule:
+        return Schedule(draws, images.new_full((self.settings.steps,), self.settings.lr))
 
     def gradient(
-        self, exemplars: LabelledImages, validation: LabelledImages, draws: list[Draw], epoch: int
+        self, exemplars: LabelledImages, validation: LabelledImages, draws: Draws, epoch: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient of the validation loss after the K steps for the exemplars that took part in them. On several
-        processes `validation` is the share of this one; all get the gradient of the mean over all shares.
+        """Gradient of the validation loss after the K steps for the exemplars. On several processes `validation` is the
+        share of this one; all get the gradient of the mean over all shares.
 
         Returns:
-            Indices int64 [m] of those exemplars, ascending, their gradients float [m, ...], and the loss.
+            Which exemplars took part in the steps, bool [n], the gradient float [n, ...], and the loss.
         Raises:
             NonFiniteLossError: if the loss or the gradient is NaN or infinite.
         """
         settings = self.settings
         if settings.variant == "class-mean":
             loss, gradient = class_mean_gradient(self.model, exemplars, self.fixed, validation)
-            used = torch.arange(len(exemplars.labels), device=gradient.device)
+            used = torch.ones_like(exemplars.labels, dtype=torch.bool)
         else:
-            part = "classifier." if settings.variant == "unroll-fc" else ""
-            parameters = {name: p for name, p in self.parameters.items() if name.startswith(part)}
-            steps = self.steps_for(parameters, exemplars.images, draws[0])
-            loss_of = functools.partial(self.validation_loss, validation)
-            loss, gradient, *_ = unrolled_gradient(steps, loss_of, parameters, exemplars.images, self.schedule(draws))
-            used = torch.stack([batch for batch, *_ in draws]).unique()
-            used = used[used < len(exemplars.labels)]  # the rest are `fixed`
+            steps, schedule = self.steps_for(exemplars.images, draws), self.schedule(draws, exemplars.images)
+            loss_of = functools.partial(validation_loss, self.network, validation)
+            loss, gradient, *_ = unrolled_gradient(steps, loss_of, self.trained, exemplars.images, schedule)
+            everything = len(exemplars) + (0 if self.fixed is None else len(self.fixed))
+            used = torch.zeros(everything, dtype=torch.bool, device=gradient.device)
+            used = used.index_fill_(0, draws[0].flatten(), True)[: len(exemplars)]
         loss, gradient = mean_of_all(loss, gradient, len(validation.labels))
-        if not (torch.isfinite(loss) and torch.isfinite(gradient).all()):
+        if not (torch.isfinite(loss) & torch.isfinite(gradient).all()):  # one look at the device
             raise NonFiniteLossError(
                 f"exemplar optimisation, epoch {epoch}: the validation loss after {settings.steps} steps is "
                 f"{loss.item()} with --mnemonics_lr {settings.lr} and --mnemonics_outer_lr {settings.outer_lr}; "
                 "lower rates may help"
             )
-        return used, gradient[used], loss.detach()
+        return used, gradient, loss.detach()
 
-    def steps_for(self, parameters: Parameters, images: Tensor, draw: Draw) -> Steps:
-        """The steps to use: with `cuda_graphs`, captured once for each set of shapes."""
-        if not (self.settings.cuda_graphs and images.is_cuda):
-            return Steps(self.step_loss, parameters)
-        shapes = (images.shape, *(tensor.shape for tensor in draw))
-        if shapes not in self.graphed:
-            self.graphed[shapes] = GraphedSteps(self.step_loss, parameters, images, draw)
-        return self.graphed[shapes]
+    def steps_for(self, images: Tensor, draws: Draws) -> Steps:
+        """The steps of `gradient` on such images and draws."""
+        shapes = (images.shape, *(draw.shape for draw in draws))
+        if shapes not in self.steps:
+            given, graphed = self.settings.memory, self.settings.cuda_graphs and capturable(images.device)
+            memory = free_memory_bytes(images.device) // 2 if given is None else given * 2**20
+            self.steps[shapes] = (GraphedSteps if graphed else Steps)(self.loss_of(self.network), self.layout, memory)
+        return self.steps[shapes]
 
-    def validation_loss(self, validation: LabelledImages, parameters: Parameters) -> Tensor:
-        """V: cross-entropy on the validation images; see `own_loss`."""
-        return own_loss(functional_call(self.model, parameters, (validation.images,)), validation.labels)
+    def loss_of(self, network: nn.Module) -> StepLoss:
+        """L_k of a network; does not refer to this object, for graphs captured of it to be freed with it."""
+        return functools.partial(step_loss, network, None if self.fixed is None else self.fixed.images, self.augment)
 
-    def loss_after_steps(self, exemplars: LabelledImages, validation: LabelledImages, draws: list[Draw]) -> float:
+    def loss_after_steps(self, exemplars: LabelledImages, validation: LabelledImages, draws: Draws) -> float:
         """V alone, after K steps on all weights whatever the variant: what the fine-tuning will do."""
-        steps = Steps(self.step_loss, self.parameters)
-        points, _ = unroll(steps, steps.layout.flatten(self.parameters), exemplars.images, self.schedule(draws))
+        network, layout = with_layout(self.model, self.parameters)
+        θ, schedule = layout.flatten(self.parameters), self.schedule(draws, exemplars.images)
+        steps = Steps(self.loss_of(network), layout)
+        state = steps.state(θ, exemplars.images, schedule)
+        steps.run(state, schedule, (θ, None), keep=False)
         with torch.no_grad():
-            loss = self.validation_loss(validation, steps.layout.unflatten(points[-1]))
-        return mean_of_all(loss, points[:0], len(validation.labels))[0].item()
+            loss = validation_loss(network, validation, layout.unflatten(state.points[-1]))
+        return mean_of_all(loss, state.points[:0], len(validation.labels))[0].item()
+
+
+def step_loss(
+    network: nn.Module,
+    fixed: Tensor | None,
+    augment: CropAndMirror | None,
+    parameters: Parameters,
+    images: Tensor,
+    *draw: Tensor,
+) -> Tensor:
+    """L_k: cross-entropy on a minibatch; `draw`: its indices (into the exemplars, then `fixed`), labels, and crops."""
+    batch, labels, *crops = draw
+    images = (images if fixed is None else torch.cat([images, fixed])).index_select(0, batch)
+    if augment is not None:
+        images = augment.apply(images, *crops)
+    return F.cross_entropy(functional_call(network, parameters, (images,)), labels)
+
+
+def validation_loss(network: nn.Module, validation: LabelledImages, parameters: Parameters) -> Tensor:
+    """V: cross-entropy on the validation images; see `own_loss`."""
+    return own_loss(functional_call(network, parameters, (validation.images,)), validation.labels)
 
 
 def own_loss(logits: Tensor, labels: Tensor) -> Tensor:

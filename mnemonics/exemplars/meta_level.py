@@ -25,8 +25,9 @@ from mnemonics.exemplars.codec import Codec
 
 
 class Pixels:
-    """Exemplar pixels [n, ...] with their optimiser. Each image has its own optimiser state, so that updating some
-    images leaves the others untouched, momentum included. No weight decay: it would pull pixels to the mean colour.
+    """Exemplar pixels [n, ...] with their optimiser, torch.optim's Adam or SGD. Each image has its own state and count
+    of steps, so that updating some images leaves the others untouched, momentum included. No weight decay: it would
+    pull pixels to the mean colour.
 
     Args:
         images: float [n, ...]; changed in place.
@@ -37,35 +38,54 @@ class Pixels:
     def __init__(
         self, images: Tensor, low: Tensor | float | None, high: Tensor | float | None, settings: BilevelSettings
     ):
-        self.images, self.low, self.high = images, low, high
-        self.rows = images.unbind()  # views: what the optimiser does to them happens to `images`
-        optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[settings.optimizer]
-        self.optimizer = optimizer(self.rows, lr=settings.outer_lr)
-        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, max(1, round(settings.epochs / 5)), gamma=0.5)
+        self.images, self.low, self.high, self.settings, self.epoch = images, low, high, settings, 0
+        self.moments = [torch.zeros_like(images) for _ in range(2 if settings.optimizer == "adam" else 0)]
+        self.steps = torch.zeros(len(images), dtype=torch.float64, device=images.device)  # of each image
 
-    def step(self, index: Tensor, gradient: Tensor) -> None:
-        """Update the images `index` (int64 [m]) by `gradient` (float [m, ...]) and clamp them to the valid range."""
-        self.optimizer.zero_grad(set_to_none=True)
-        for i, row_gradient in zip(index.tolist(), gradient, strict=True):
-            self.rows[i].grad = row_gradient
-        self.optimizer.step()
+    @property
+    def rate(self) -> float:
+        return self.settings.outer_lr * 0.5 ** (self.epoch // max(1, round(self.settings.epochs / 5)))
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, used: Tensor, index: Tensor | None = None) -> None:
+        """Update those of the images `index` (int64 [m]; all by default) that are `used` (bool [m]) by `gradient`
+        (float [m, ...]) and clamp to the valid range. No value is read on the host."""
+        index = torch.arange(len(self.images), device=used.device) if index is None else index
+        self.steps.index_add_(0, index, used.to(self.steps))
+        each = (-1, *[1] * (gradient.dim() - 1))
+        step, used = self.steps[index].view(each), used.view(each)
+        if self.moments:  # Adam (Kingma & Ba 2015)
+            old, (β1, β2) = [moment[index] for moment in self.moments], (0.9, 0.999)
+            new = torch.lerp(old[0], gradient, 1 - β1), torch.lerp(old[1], gradient.square(), 1 - β2)
+            for moment, before, after in zip(self.moments, old, new, strict=True):
+                moment[index] = torch.where(used, after, before)
+            scales = [(1 - β**step).to(gradient) for β in (β1, β2)]
+            gradient = new[0] / scales[0] / ((new[1] / scales[1]).sqrt() + 1e-8)
+        images = self.images[index]
+        self.images[index] = torch.where(used, images - self.rate * gradient, images)
         if self.low is not None or self.high is not None:
             self.images.clamp_(self.low, self.high)
 
     def state_dict(self) -> dict[str, Any]:
         """The images and the state of their optimiser and schedule."""
-        optimizer = self.optimizer.state_dict()
-        return {"images": self.images, "optimizer": optimizer, "epoch": self.schedule.last_epoch}
+        return {"images": self.images, "moments": self.moments, "steps": self.steps, "epoch": self.epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become what gave this `state_dict`."""
+        for name, values in state.get("optimizer", {}).get("state", {}).items():  # as torch.optim keeps each image
+            self.steps[name] = values["step"]
+            for moment, key in zip(self.moments, ("exp_avg", "exp_avg_sq"), strict=True):
+                moment[name] = values[key]
+        if "optimizer" not in state:
+            self.steps.copy_(state["steps"])
+            for moment, value in zip(self.moments, state["moments"], strict=True):
+                moment.copy_(value)
         self.images.copy_(state["images"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.last_epoch = state["epoch"]
+        self.epoch = state["epoch"]
 
     def end_epoch(self) -> None:
         """Advance the schedule of the pixel rate."""
-        self.schedule.step()
+        self.epoch += 1
 
 
 def optimise_exemplars(
@@ -113,7 +133,7 @@ def optimise_exemplars(
         base.disturb(generator)
         draws = base.draw(labels, generator)
         used, gradient, loss = base.gradient(exemplars, LabelledImages(*validation()), draws, epoch)
-        pixels.step(used, gradient)
+        pixels.step(gradient, used)
         pixels.end_epoch()
         progress.report(loss)
     return pixels.images
@@ -195,7 +215,7 @@ def adjust_old_exemplars(context: PhaseContext, model: nn.Module, old: LabelledI
             draws = base.draw(exemplars.labels[subset], generator)
             validation = exemplars[others[batch[own_rows()]]]
             used, gradient, loss = base.gradient(exemplars[subset], validation, draws, epoch)
-            pixels.step(subset[used], gradient)
+            pixels.step(gradient, used, subset)
         pixels.end_epoch()
         context.progress.report(loss)
     adjusted = denormalise(pixels.images, prep.mean, prep.std)
@@ -208,4 +228,5 @@ def balanced_subsets(labels: Tensor, count: int, generator: torch.Generator) -> 
     take one."""
     shuffled = torch.randperm(len(labels), generator=generator, device=labels.device)
     part = rank_within_class(labels[shuffled]) % count
-    return [shuffled[part == number] for number in range(count)]
+    sizes = torch.stack([(part == number).sum() for number in range(count)]).tolist()  # one look at the device
+    return list(shuffled[torch.argsort(part, stable=True)].split(sizes))

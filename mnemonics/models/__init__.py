@@ -1,13 +1,15 @@
 """Networks by the name that --network takes."""
 
+import copy
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mnemonics.models import resnet_cifar, resnet_imagenet
-from mnemonics.models.layers import BiasCorrected, SplitCosineLinear, use_weight_transfer
+from mnemonics.models.layers import BiasCorrected, ScaledConv2d, SplitCosineLinear, folded_weights, use_weight_transfer
 from mnemonics.models.resnet_cifar import CifarResNet
 from mnemonics.models.resnet_imagenet import ImageNetResNet
 
@@ -38,3 +40,35 @@ def restore_network(name: str, weights: dict[str, Tensor], device: torch.device)
         use_weight_transfer(model)
     model.load_state_dict(weights)
     return model
+
+
+class Pair(NamedTuple):
+    """A convolution and the BatchNorm after it."""
+
+    conv_name: str
+    conv: nn.Conv2d
+    bn_name: str
+    bn: nn.BatchNorm2d
+
+    @property
+    def learned_name(self) -> str:
+        """That of the parameter of the convolution."""
+        return f"{self.conv_name}.{'factor' if isinstance(self.conv, ScaledConv2d) else 'weight'}"
+
+
+def conv_bn_pairs(model: CifarResNet) -> list[Pair]:
+    """All of its convolutions and BatchNorms, which come by turns."""
+    layers = [named for named in model.named_modules() if isinstance(named[1], nn.Conv2d | nn.BatchNorm2d)]
+    return [Pair(*conv, *bn) for conv, bn in zip(layers[::2], layers[1::2], strict=True)]
+
+
+def folded(model: CifarResNet) -> CifarResNet:
+    """A frozen copy in eval mode that computes the same with a bias in each convolution instead of BatchNorm."""
+    result = copy.deepcopy(model).eval().requires_grad_(False)
+    for name, conv, bn_name, bn in conv_bn_pairs(result):
+        with torch.device("meta"):
+            plain = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+        plain.weight, plain.bias = (nn.Parameter(part, requires_grad=False) for part in folded_weights(conv, bn))
+        result.set_submodule(name, plain)
+        result.set_submodule(bn_name, nn.Identity())
+    return result

@@ -47,18 +47,24 @@ def use_weight_transfer(model: nn.Module) -> None:
                 setattr(module, name, ScaledConv2d.of(child))
 
 
-def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
+def conv_bn(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d | nn.Identity) -> Tensor:
     """`bn(conv(x))` for a convolution without bias.
 
     In eval mode BatchNorm is a fixed affine map per channel, so it is folded into the weights of the convolution: the
     same function of x and of all parameters, without reading and writing the activations a second time.
     """
+    if isinstance(bn, nn.Identity):  # folded once for all
+        return conv(x)
     if bn.training:
         return bn(conv(x)) if world() == 1 else shared_batch_norm(conv(x), bn)
+    return F.conv2d(x, *folded_weights(conv, bn), conv.stride, conv.padding)
+
+
+def folded_weights(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight [out, in, h, w] and bias [out] of the convolution that does what both do in eval mode."""
     scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
     weight = conv.effective_weight if isinstance(conv, ScaledConv2d) else conv.weight
-    weight, bias = weight * scale[:, None, None, None], bn.bias - bn.running_mean * scale
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding)
+    return weight * scale[:, None, None, None], bn.bias - bn.running_mean * scale
 
 
 def random_class_weights(num_classes: int, num_features: int) -> nn.Parameter:

@@ -16,18 +16,19 @@ import torch.nn.functional as F
 from timing import by_turns
 from torch.func import functional_call
 
-from mnemonics.engine.device import prepare
-from mnemonics.exemplars.unroll import GraphedSteps, Schedule, Steps, plain_unrolled_gradient, unrolled_gradient
+from mnemonics.engine.device import free_memory_bytes, prepare
+from mnemonics.exemplars.unroll import GraphedSteps, Layout, Schedule, Steps, plain_unrolled_gradient, unrolled_gradient
 from mnemonics.models import make_network
 
 
 def unroll(args: argparse.Namespace) -> dict:
-    """Print time and peak memory of one outer step for each K: ours, on CUDA also as CUDA graphs, and plain."""
+    """Print time and peak memory of one outer step for each K: ours without and with kept graphs, on CUDA also as CUDA
+    graphs, and plain."""
     print(f"one outer step, {args.network}, 32x32, batch {args.batch}, float32")
     rows, plain_bytes = [], 0.0  # of plain, for each of its steps
     alone = multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1)  # the peak of a process never falls
     for K in args.steps:
-        names = ["ours", "graphed", "plain"] if args.device.startswith("cuda") else ["ours", "plain"]
+        names = ["ours", "kept", *(["graphed"] if args.device.startswith("cuda") else []), "plain"]
         if plain_bytes * K > args.max_plain_gib * 2**30:
             print(f"K = {K}: plain would need about {plain_bytes * K / 2**30:.0f} GiB, skipped")
             names.remove("plain")
@@ -52,16 +53,17 @@ def make_step(args: argparse.Namespace, name: str, K: int) -> Callable[[], objec
     prepare(device, deterministic=False)
     torch.manual_seed(0)
     model = make_network(args.network, 10, device).eval()
-    x, xv = torch.randn(2, args.batch, 3, 32, 32, device=device)
+    x, xv = (torch.randn(args.batch, 3, 32, 32).to(device, memory_format=torch.channels_last) for _ in range(2))
     labels = torch.arange(args.batch, device=device) % 10
     parameters = dict(model.named_parameters())
 
     def loss(parameters, images):
         return F.cross_entropy(functional_call(model, parameters, (images,)), labels)
 
-    steps = GraphedSteps(loss, parameters, x, ()) if name == "graphed" else Steps(loss, parameters)
+    memory = free_memory_bytes(device) // 2 if name == "kept" else 0
+    steps = (GraphedSteps if name == "graphed" else Steps)(loss, Layout(parameters), memory)
     gradient = plain_unrolled_gradient if name == "plain" else unrolled_gradient
-    schedule = Schedule([()] * K, [0.01] * K)
+    schedule = Schedule((), torch.full((K,), 0.01, device=device))
     return lambda: gradient(steps, lambda p: loss(p, xv), parameters, x, schedule)
 
 

@@ -87,6 +87,7 @@ def test_no_setting_is_left_open():
         "image_size",
         "num_workers",
         *("total_memory", "exemplar_bytes", "total_bytes"),
+        "mnemonics_memory",
         "gpu",
         "out",
         "phase0_dir",

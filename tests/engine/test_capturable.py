@@ -15,7 +15,7 @@ from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, ResidentBatches
 from mnemonics.engine import device as runtime
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
-from mnemonics.exemplars.unroll import Steps
+from mnemonics.exemplars.meta_level import Pixels
 
 HOST = {
     "aten::lift_fresh": "makes a tensor of a number",
@@ -23,6 +23,8 @@ HOST = {
     "aten::nonzero": "reads how many there are",
     "aten::masked_select": "reads how many there are",
     "aten::repeat_interleave": "reads how many there are",
+    "aten::_unique2": "reads how many there are",
+    "aten::bincount": "reads the largest",
 }
 
 
@@ -95,15 +97,35 @@ def test_the_chosen_gpu_is_the_default_one_where_graphs_are_captured(name, defau
     runtime.prepare(CPU, deterministic=False)  # what all other tests run with
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_steps_of_the_exemplar_optimisation(old):
+@pytest.fixture(params=[False, True], ids=["", "old"])
+def base_level(request):
+    """A base level, exemplars, and draws for its steps; on exemplars of old classes too, or not."""
     exemplars, other = images(10), images(20)
-    inputs = preprocessing().plain(exemplars.images)
-    fixed = LabelledImages(preprocessing().plain(other.images), other.labels) if old else None
-    augment = preprocessing().crop_and_mirror()
-    base = BaseLevel(network(), BilevelSettings(steps=1), fixed, augment)
-    (draw,) = base.draw(exemplars.labels, torch.Generator(CPU).manual_seed(0))
-    steps = Steps(base.step_loss, base.parameters)
+    exemplars = LabelledImages(preprocessing().plain(exemplars.images), exemplars.labels)
+    fixed = LabelledImages(preprocessing().plain(other.images), other.labels) if request.param else None
+    base = BaseLevel(network(), BilevelSettings(steps=2), fixed, preprocessing().crop_and_mirror())
+    return base, exemplars, base.draw(exemplars.labels, torch.Generator(CPU).manual_seed(0))
+
+
+def test_steps_of_the_exemplar_optimisation(base_level):
+    base, exemplars, draws = base_level
+    steps, schedule = base.steps_for(exemplars.images, draws), base.schedule(draws, exemplars.images)
     θ = steps.layout.flatten(base.parameters)
-    assert of_host(steps.gradient, θ, inputs, draw) == []
-    assert of_host(steps.reverse, θ, inputs, draw, torch.ones_like(θ)) == []
+    state = steps.state(θ, exemplars.images, schedule)
+    state.begin(schedule, θ, None)
+    assert of_host(steps.forward, state) == []
+    assert of_host(steps.reverse, state) == []
+
+
+def test_an_update_of_exemplars_looks_at_the_device_once(base_level):
+    """For a loss that is not finite; a second time for the curve of the losses."""
+    base, exemplars, _ = base_level
+    pixels, generator = Pixels(exemplars.images, None, None, base.settings), torch.Generator(CPU).manual_seed(0)
+
+    def update():
+        base.disturb(generator)
+        draws = base.draw(exemplars.labels, generator)
+        used, gradient, _ = base.gradient(exemplars, exemplars, draws, 0)
+        pixels.step(gradient, used)
+
+    assert of_host(update) == ["aten::_local_scalar_dense reads a value"]

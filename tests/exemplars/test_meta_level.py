@@ -110,12 +110,12 @@ def test_sgd_moves_pixels_by_the_negative_gradient():
 
 def test_gradient_is_for_the_used_exemplars_only():
     exemplars, validation = network_input(blobs(12)), network_input(blobs(30, seed=1))
-    batches = [torch.tensor([0, 4, 8]), torch.tensor([1, 4, 11])]
+    batches = torch.tensor([[0, 4, 8], [1, 4, 11]])
     base = BaseLevel(network(), dataclasses.replace(SETTINGS, steps=2))
-    used, gradient, _ = base.gradient(exemplars, validation, [(b, exemplars.labels[b]) for b in batches], 0)
-    assert used.tolist() == [0, 1, 4, 8, 11]
-    assert gradient.shape == (5, 3, 6, 6)
-    assert gradient.flatten(1).any(1).all()
+    used, gradient, _ = base.gradient(exemplars, validation, (batches, exemplars.labels[batches]), 0)
+    assert used.nonzero().flatten().tolist() == [0, 1, 4, 8, 11]
+    assert gradient.shape == (12, 3, 6, 6)
+    assert torch.equal(gradient.flatten(1).any(1), used)
 
 
 def test_joint_base_level_trains_on_the_fixed_exemplars_too_and_leaves_them_alone():
@@ -126,8 +126,8 @@ def test_joint_base_level_trains_on_the_fixed_exemplars_too_and_leaves_them_alon
     chosen = base.draw(exemplars.labels, draws())
     used, gradient, _ = base.gradient(exemplars, validation, chosen, 0)
     all_used, all_gradients, _ = BaseLevel(model, SETTINGS).gradient(joint, validation, chosen, 0)
-    assert used.tolist() == list(range(6))
-    assert all_used.tolist() == list(range(10))
+    assert used.tolist() == [True] * 6
+    assert all_used.tolist() == [True] * 10
     assert torch.allclose(gradient, all_gradients[:6])
     old = blobs(4, classes=2)
     new, losses = optimised(model, blobs(6, first=2), blobs(90, first=2), old=old)
@@ -215,7 +215,7 @@ def test_class_mean_gradient_is_that_of_cosines_to_class_means():
     cosines = torch.stack([F.cosine_similarity(f[None], means) for f in model.features(validation.images)])
     expected = torch.autograd.grad(F.cross_entropy(cosines, validation.labels - 1), x)[0]
     used, gradient, _ = BaseLevel(model, settings).gradient(exemplars, validation, [], 0)
-    assert used.tolist() == list(range(6))
+    assert used.tolist() == [True] * 6
     assert torch.allclose(gradient, expected, atol=1e-7)
 
 
@@ -237,11 +237,11 @@ def test_augmented_base_level_uses_one_crop_per_step_and_exemplar():
     base.model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].detach()))
     chosen = base.draw(blobs(12).labels, draws())
     for _ in range(2):
-        for draw in chosen:
-            base.step_loss(base.parameters, images, *draw)
+        for draw in zip(*chosen, strict=True):
+            base.loss_of(base.network)(base.parameters, images, *draw)
     views = seen[:5]
     assert all(torch.equal(first, second) for first, second in zip(views, seen[5:], strict=True))
-    plain = [images[batch] for batch, *_ in chosen]
+    plain = [images[batch] for batch in chosen[0]]
     assert all((view != whole).flatten(1).any(1).sum() >= 8 for view, whole in zip(views, plain, strict=True))
     low, high = prep.valid_range()
     assert all(((view >= low) & (view <= high)).all() for view in views)
@@ -268,7 +268,7 @@ def test_each_subset_is_validated_on_the_others(monkeypatch):
     def spy(self, exemplars, validation, draws, epoch):
         own, other = ({row.sum().item() for row in part.images} for part in (exemplars, validation))
         seen.append((len(own), len(other), len(own & other)))
-        return torch.arange(1), torch.zeros_like(exemplars.images[:1]), torch.tensor(0.0)
+        return torch.zeros(len(exemplars), dtype=torch.bool), torch.zeros_like(exemplars.images), torch.tensor(0.0)
 
     monkeypatch.setattr(BaseLevel, "gradient", spy)
     settings = dataclasses.replace(SETTINGS, subsets=3, epochs=2)
@@ -300,21 +300,54 @@ def test_pixels_are_clamped_to_what_uint8_can_show_and_untouched_rows_stay(optim
     start = PREP.plain(blobs(4).images)
     pixels = pixels_of(start.clone(), optimizer=optimizer, outer_lr=50.0)
     for _ in range(2):
-        pixels.step(torch.tensor([1, 3]), torch.ones(2, 3, 6, 6))
+        pixels.step(torch.ones(4, 3, 6, 6), torch.tensor([False, True, False, True]))
     assert torch.equal(pixels.images[[0, 2]], start[[0, 2]])
     low, high = PREP.valid_range()
     assert torch.equal(pixels.images[[1, 3]], low.expand(2, 3, 6, 6))  # black
     for _ in range(4):
-        pixels.step(torch.tensor([1]), -1000 * torch.ones(1, 3, 6, 6))
+        pixels.step(-1000 * torch.ones(1, 3, 6, 6), torch.tensor([True]), torch.tensor([1]))
     assert torch.equal(pixels.images[1], high.expand(3, 6, 6))
+
+
+@pytest.mark.parametrize("stored", ["in the middle", "as torch.optim keeps it"])
+@pytest.mark.parametrize(("optimizer", "reference"), [("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)])
+def test_each_image_is_updated_as_by_an_optimiser_of_its_own(optimizer, reference, stored):
+    """Torch's, with one parameter for each image and no gradient for those that are not used."""
+    settings, start = (
+        {"optimizer": optimizer, "outer_lr": 0.01, "epochs": 10},
+        torch.randn(5, 3, 6, 6, generator=draws()),
+    )
+    pixels, rows = pixels_of(start.clone(), **settings), [row.clone() for row in start]
+    theirs = reference(rows, lr=0.01)
+    schedule = torch.optim.lr_scheduler.StepLR(theirs, 2, gamma=0.5)
+    pixels.low = pixels.high = None
+    for epoch in range(6):
+        index = torch.randperm(5, generator=draws(epoch))[:4]
+        gradient, used = torch.randn(4, 3, 6, 6, generator=draws(epoch)), torch.arange(4) > epoch % 2
+        for row in rows:
+            row.grad = None
+        for i in range(4):
+            rows[index[i]].grad = gradient[i].clone() if used[i] else None
+        theirs.step()
+        pixels.step(gradient, used, index)
+        schedule.step()
+        pixels.end_epoch()
+        if epoch == 3:
+            state = copy.deepcopy(pixels.state_dict())
+            if stored == "as torch.optim keeps it":
+                state = {"images": state["images"], "epoch": 4, "optimizer": copy.deepcopy(theirs.state_dict())}
+            pixels = pixels_of(torch.zeros_like(start), **settings)
+            pixels.load_state_dict(state)
+            pixels.low = pixels.high = None
+        assert torch.allclose(pixels.images, torch.stack(rows), rtol=0, atol=1e-6)
+    assert (pixels.images - start).flatten(1).abs().amax(1).min() > 0.01
 
 
 def test_pixel_rate_is_halved_every_fifth_of_the_epochs():
     pixels = pixels_of(PREP.plain(blobs(2).images), outer_lr=0.01, epochs=50)
     rates = []
     for _ in range(50):
-        rates.append(pixels.optimizer.param_groups[0]["lr"])
-        pixels.step(torch.tensor([0, 1]), torch.ones(2, 3, 6, 6))
+        rates.append(pixels.rate)
         pixels.end_epoch()
     assert rates == [0.01 / 2 ** (epoch // 10) for epoch in range(50)]
 
@@ -324,7 +357,7 @@ def test_pixels_have_no_weight_decay(optimizer):
     """It would pull pixels to the mean colour."""
     start = PREP.plain(blobs(2).images)
     pixels = pixels_of(start.clone(), optimizer=optimizer)
-    pixels.step(torch.tensor([0, 1]), torch.zeros(2, 3, 6, 6))
+    pixels.step(torch.zeros(2, 3, 6, 6), torch.tensor([True, True]))
     assert torch.equal(pixels.images, start)
 
 
@@ -333,9 +366,9 @@ def test_settings_come_from_the_command_line():
         "--mnemonics_steps 3 --mnemonics_lr 0.2 --mnemonics_epochs 4 --mnemonics_outer_lr 0.5 --mnemonics_batch_size 17"
     )
     flags += " --mnemonics_optimizer sgd --mnemonics_variant unroll-fc --mnemonics_subsets 3"
-    flags += " --mnemonics_val_batch_size 19 --mnemonics_disturb 0.3"
+    flags += " --mnemonics_val_batch_size 19 --mnemonics_disturb 0.3 --mnemonics_memory 7"
     config = resolved(parse_args(flags.split()))
-    assert BilevelSettings.of(config) == BilevelSettings("unroll-fc", 3, 0.2, 17, 19, 4, 0.5, "sgd", 0.3, 3)
+    assert BilevelSettings.of(config) == BilevelSettings("unroll-fc", 3, 0.2, 17, 19, 4, 0.5, "sgd", 0.3, 3, 7)
     assert BilevelSettings.of(resolved(parse_args([]))) == BilevelSettings()
     paper = BilevelSettings.of(resolved(parse_args("--mnemonics_preset paper".split())))
     assert paper == BilevelSettings("unroll", 50, 0.01, 128, 128, 50, 0.01, "sgd", 0.0, 2)

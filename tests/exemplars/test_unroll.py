@@ -1,14 +1,23 @@
 """The unrolled gradient against the plain graph, finite differences and torch.optim."""
 
+import gc
+import weakref
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mnemonics.data.augment import CropAndMirror
+from mnemonics.data.batches import LabelledImages
+from mnemonics.exemplars import base_level
 from mnemonics.exemplars import unroll as unroll_module
-from mnemonics.exemplars.unroll import GraphedSteps, Schedule, Steps, plain_unrolled_gradient, unroll, unrolled_gradient
+from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
+from mnemonics.exemplars.unroll import GraphedSteps, Layout, Schedule, Steps, plain_unrolled_gradient, unrolled_gradient
 from mnemonics.models import make_network
 
 SIZE = 8
@@ -48,21 +57,25 @@ class Problem:
     def validation_loss(self, parameters):
         return F.cross_entropy(functional_call(self.model, parameters, (self.xv,)), self.yv)
 
-    def arguments(self, rates, momentum=0.0):
-        steps, schedule = Steps(self.step_loss, self.parameters), Schedule(self.draws[: len(rates)], rates, momentum)
+    def arguments(self, rates, momentum=0.0, memory=0):
+        draws = tuple(torch.stack(draw) for draw in zip(*self.draws[: len(rates)], strict=True))
+        schedule = Schedule(draws, torch.tensor(rates, dtype=self.x.dtype), momentum)
+        steps = Steps(self.step_loss, Layout(self.parameters), memory)
         return steps, self.validation_loss, self.parameters, self.x, schedule
 
     def plain(self, rates, momentum):
         return plain_unrolled_gradient(*self.arguments(rates, momentum))
 
-    def ours(self, rates, momentum):
-        return unrolled_gradient(*self.arguments(rates, momentum))
+    def ours(self, rates, momentum, memory=0):
+        return unrolled_gradient(*self.arguments(rates, momentum, memory))
 
     def last(self, x, rates, momentum):
         """θ_K by name."""
         steps, *_, schedule = self.arguments(rates, momentum)
         θ = steps.layout.flatten(self.parameters)
-        return steps.layout.unflatten(unroll(steps, θ, x, schedule)[0][-1])
+        state = steps.state(θ, x, schedule)
+        steps.run(state, schedule, (θ, None), keep=False)
+        return steps.layout.unflatten(state.points[-1])
 
 
 def relative_error(a, b):
@@ -154,31 +167,121 @@ def test_images_in_no_minibatch_get_no_gradient_and_arguments_stay_as_they_are()
 
 
 class Saved:
-    """A tensor kept for some backward pass; counts how many there are."""
+    """A tensor kept for some backward pass; counts bytes, those of a storage once."""
 
-    live = peak = 0
+    live, peak = Counter(), 0
 
     def __init__(self, tensor):
-        self.tensor = tensor
-        Saved.live += 1
-        Saved.peak = max(Saved.peak, Saved.live)
+        self.tensor, self.storage = tensor, (tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
+        Saved.live[self.storage] += 1
+        Saved.peak = max(Saved.peak, sum(size for _, size in +Saved.live))
 
     def __del__(self):
-        Saved.live -= 1
+        Saved.live[self.storage] -= 1
 
 
-def peak_of_saved_tensors(gradient, problem, K):
-    Saved.peak = Saved.live = 0
+def peak_of_saved_tensors(gradient, arguments):
+    gc.collect()
+    Saved.live.clear()
+    Saved.peak = 0
     with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-        gradient(*problem.arguments([0.1] * K))
+        gradient(*arguments)
     return Saved.peak
 
 
 def test_what_is_kept_for_backward_passes_does_not_grow_with_k():
     problem = Problem(mlp)
-    assert peak_of_saved_tensors(unrolled_gradient, problem, 8) == peak_of_saved_tensors(unrolled_gradient, problem, 2)
-    plain = [peak_of_saved_tensors(plain_unrolled_gradient, problem, K) for K in (2, 8)]
-    assert plain[1] > 3 * plain[0]
+    rates = {K: [0.1] * K for K in (2, 8)}
+    ours = {K: peak_of_saved_tensors(unrolled_gradient, problem.arguments(rates[K])) for K in rates}
+    assert ours[8] < 1.1 * ours[2]
+    plain = {K: peak_of_saved_tensors(plain_unrolled_gradient, problem.arguments(rates[K])) for K in rates}
+    assert plain[8] > 3 * plain[2]
+
+
+@pytest.mark.parametrize(
+    ("momentum", "points", "dtype"), [(0.0, 32, torch.float32), (0.9, 9, torch.float32), (0.9, 32, torch.float64)]
+)
+def test_graphs_kept_from_the_forward_pass_change_no_bit(momentum, points, dtype, monkeypatch):
+    monkeypatch.setattr(unroll_module, "KEPT_POINTS", points)
+    problem, rates = Problem(resnet_with_statistics, augmented=True), [0.2 / (k + 1) for k in range(10)]
+    problem.model, problem.x, problem.xv = (part.to(dtype) for part in (problem.model, problem.x, problem.xv))
+    problem.parameters = {name: p.detach() for name, p in problem.model.named_parameters()}
+    rebuilt = problem.ours(rates, momentum)
+    steps, *rest = problem.arguments(rates, momentum, memory=10**9)
+    built = unrolled_gradient(steps, *rest)
+    some = problem.ours(rates, momentum, memory=int(3.5 * steps.bytes))
+    for kept in (built, some):
+        assert all(torch.equal(mine, other) for mine, other in zip(kept[:3], rebuilt[:3], strict=True))
+
+
+def test_graphs_that_are_kept_fit_into_the_memory(monkeypatch):
+    problem, rates = Problem(resnet_with_statistics), [0.1] * 6
+    steps, *rest = problem.arguments(rates, memory=10**9)
+    everything = peak_of_saved_tensors(unrolled_gradient, (steps, *rest))
+    nothing = peak_of_saved_tensors(unrolled_gradient, problem.arguments(rates))
+    memory, graphs = int(2.5 * steps.bytes), []
+    steps, *rest = problem.arguments(rates, memory=memory)
+    monkeypatch.setattr(steps, "run", lambda *args, **kw: graphs.append(Steps.run(steps, *args, **kw)) or graphs[-1])
+    some = peak_of_saved_tensors(unrolled_gradient, (steps, *rest))
+    assert 2 * steps.bytes <= some <= nothing + memory < everything
+    assert graphs == [[]]  # each is dropped where it was used
+    assert not +Saved.live
+
+
+class Recorded(TorchDispatchMode):
+    """What a CUDA graph is, on a CPU: the operations of one call, done again on the same memory. Whatever the host
+    decided or computed in that call stays as it was."""
+
+    def __init__(self, function, example, changed, other=None):
+        super().__init__()
+        self.operations, before = [], [tensor.clone() for tensor in changed]
+        with self:
+            function(*example)
+        for tensor, value in zip(changed, before, strict=True):
+            tensor.copy_(value)
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        self.operations.append((operation, args, kwargs or {}, result))
+        return result
+
+    @torch.no_grad()
+    def __call__(self):
+        for operation, args, kwargs, result in self.operations:
+            new = tree_leaves(operation(*args, **kwargs))
+            for old, value in zip(tree_leaves(result), new, strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != value.data_ptr():
+                    old.copy_(value)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("points", [9, 32])
+def test_one_recorded_step_is_every_step(momentum, points, monkeypatch):
+    monkeypatch.setattr(unroll_module, "Captured", Recorded)
+    monkeypatch.setattr(unroll_module, "KEPT_POINTS", points)
+    graphed = None
+    for seed in (0, 1):
+        problem, rates = Problem(mlp, augmented=True, seed=seed), [0.2 / (k + 1 + seed) for k in range(10)]
+        steps, validation_loss, *rest = problem.arguments(rates, momentum)
+        graphed = graphed or GraphedSteps(steps.step_loss, steps.layout)
+        replayed, eager = (unrolled_gradient(kind, validation_loss, *rest) for kind in (graphed, steps))
+        assert all(torch.equal(mine, other) for mine, other in zip(replayed[:3], eager[:3], strict=True))
+
+
+def test_what_was_captured_is_freed_with_the_base_level(monkeypatch):
+    monkeypatch.setattr(unroll_module, "Captured", Recorded)
+    monkeypatch.setattr(base_level, "capturable", lambda device: True)
+    data = LabelledImages(torch.randn(8, 3, SIZE, SIZE), torch.arange(8) % 4)
+    base = BaseLevel(mlp(), BilevelSettings(steps=2))
+    base.gradient(data, data, base.draw(data.labels, torch.Generator().manual_seed(0)), 0)
+    (steps,) = base.steps.values()
+    graphs = [weakref.ref(graph) for graph in (steps.replay_forward, steps.replay_reverse)]
+    gc.disable()  # no cycle of references may be left for it
+    try:
+        del base, steps
+        assert [graph() for graph in graphs] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
@@ -196,7 +299,7 @@ def test_cuda_graphs_equal_the_eager_steps(momentum, augmented):
     )
     problem.draws = [tuple(t.to(device) for t in draw) for draw in problem.draws]
     steps, *rest = problem.arguments(rates, momentum)
-    graphed = GraphedSteps(steps.step_loss, problem.parameters, problem.x, problem.draws[0])
+    graphed = GraphedSteps(steps.step_loss, steps.layout)
     for _ in range(2):
         result = unrolled_gradient(graphed, *rest)
         assert relative_error(result.inputs.cpu(), eager.inputs) < 1e-9
