@@ -1,6 +1,5 @@
 """Many runs of main.py, several at a time: started, watched and stopped (scripts/run_exp.py)."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import torch
 
 from mnemonics.config.fields import ExperimentConfig, result_settings
 from mnemonics.engine.errors import Interrupted, UsageError
+from mnemonics.engine.files import try_lock
 from mnemonics.experiment.results import read_results
 
 POLL_SECONDS = 0.5
@@ -139,9 +139,7 @@ def start_process(run: Run, env: dict[str, str]) -> subprocess.Popen | None:
     The lock on the log goes with the open file to main.py, so it lasts as long as main.py does, also without us.
     """
     with open(run.log, "ab") as log:
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(log, inherited=True):
             return None
         command = [sys.executable, "main.py", *run.arguments]
         streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}

@@ -144,9 +144,9 @@ def test_texts_that_name_nothing(name, capsys):
 @command("run_exp.py")
 def prepare_runs(arguments):
     """What run_exp.py does before it starts runs."""
-    if arguments[:1] != ["-"]:  # standard input
-        file, options, flags = run_exp.parse_command_line(arguments)
-        run_exp.make_runs(run_exp.chosen_commands(file, options.grid), flags, options.seeds, options.runs_dir)
+    options, flags = run_exp.parse_command_line(arguments)
+    commands = run_exp.read_commands(options.commands) if options.commands else run_exp.paper_runs(options.table)
+    run_exp.make_runs(commands, flags, options.seeds, options.runs_dir)
 
 
 def download(arguments):
@@ -158,8 +158,8 @@ ADDRESSES = "http://[ http:// http://localhost/ü ftp://x file://%00 http://a\tb
 OTHERS = {  # what is called, words of its command line, and command lines that ended in tracebacks
     "run_exp": (
         prepare_runs,
-        ["--nb_phases 5", "--x 'y", *"--grid --seeds --jobs --minutes --table --runs_dir table1".split()],
-        (["--grid", '--nb_phases "5'], ["\0"], ["--grid", "--nb_runs 1000000000", "--dataset", "digits"]),
+        ["--nb_phases 5", "--x 'y", *"--commands --seeds --jobs --minutes --table --runs_dir table1".split()],
+        (["--commands", "\0"], ["\0"], ["--nb_runs", "1000000000", "--dataset", "digits"]),
     ),
     "evaluate": (
         evaluate.main,
