@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from image_folders import pictures
 
 import main
-from eval import convert_legacy, download_checkpoints, evaluate
+from eval import download_checkpoints, evaluate
 from mnemonics.config.command_line import repetitions
 from mnemonics.config.fields import SETTINGS
 from mnemonics.engine.errors import UsageError, command
@@ -165,11 +165,6 @@ OTHERS = {  # what is called, words of its command line, and command lines that 
         evaluate.main,
         "--data_dir --device --eval_batch_size --ncm --out --nb_cl --nb_cl_fg --order_seed .".split(),
         (["x" * 5000], ["\0"], [".", "--eval_batch_size", "9" * 400]),
-    ),
-    "convert_legacy": (
-        convert_legacy.main,
-        "--dataset --nb_cl --nb_cl_fg --order_seed no/such/folder".split(),
-        (["x" * 5000, "y"], ["\0", "y"]),
     ),
     "download_checkpoints": (
         download,
