@@ -154,7 +154,7 @@ def download(arguments):
     return download_checkpoints.main(["--url", "file:///nowhere", *arguments])
 
 
-ADDRESSES = "http://[ http:// http://localhost/ü ftp://x file://%00 http://a\tb/ //x".split(" ")
+ADDRESSES = "http://[ http:// ftp://x file://%00 http://a\tb/ //x".split(" ")
 OTHERS = {  # what is called, words of its command line, and command lines that ended in tracebacks
     "run_exp": (
         prepare_runs,
@@ -168,8 +168,8 @@ OTHERS = {  # what is called, words of its command line, and command lines that 
     ),
     "download_checkpoints": (
         download,
-        ["--set", "--sha256", "cifar100", "a" * 64, *(f"--url={address}" for address in ADDRESSES)],
-        (["--url", "http://localhost/ü"], ["--sha256", ""], ["--out", "\0"]),
+        ["--set", "cifar100", *(f"--url={address}" for address in ADDRESSES)],
+        (["--url", "http://["], ["--out", "\0"]),
     ),
 }
 
