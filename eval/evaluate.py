@@ -28,7 +28,7 @@ from mnemonics.experiment.stored import PHASE_FILE, Loaded, Target, check_fit, o
 from mnemonics.legacy.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_target
 from mnemonics.models.layers import ScaledConv2d
 from mnemonics.protocol import Phase
-from mnemonics.reporting.evaluation import check_out, notices_on, summary_of, write
+from mnemonics.reporting.evaluation import check_out, summary_of, write
 from mnemonics.reporting.text import phase_line
 
 
@@ -83,7 +83,8 @@ def evaluate(target: Target, out: Path) -> None:
         phases.append(entry(phase, file, loaded, measured))
         print(phase_line(phases[-1]), flush=True)
     missing = [p.index for p in protocol.phases if target.path.is_dir() and p.index not in target.files]
-    named = target.config.weight_transfer if target.kind == "authors" else None
+    without = ", ".join(str(p["phase"]) for p in phases if p["exemplars_per_class"] is None)
+    no_nme = [f"NME: not measured in phases {without}, whose checkpoints hold no exemplars"] if without else []
     result = {  # the keys of results.json where the same is meant
         "name": target.name,
         "checkpoints": str(target.path),
@@ -95,7 +96,7 @@ def evaluate(target: Target, out: Path) -> None:
         "class_order_sha256": protocol.order_sha256,
         "environment": environment(scenario.device),
         "headline": headline,
-        "notices": [*scenario.source.notices, *target.notices, *notices_on(phases, named)],
+        "notices": [*scenario.source.notices, *target.notices, *no_nme],
         "missing_phases": missing,
         "phases": phases,
         "summary": summary_of(phases),

@@ -15,8 +15,7 @@ from mnemonics.legacy.networks import read_network
 
 DATASETS = ("cifar100", "imagenet_sub", "imagenet")  # names, which are ours too
 FOLDER_NAME = re.compile(
-    r"(?P<dataset>cifar100|imagenet_sub|imagenet)_nfg(?P<nb_cl_fg>\d+)_ncls(?P<nb_cl>\d+)_nproto(?P<nb_protos>\d+)"
-    r"(?P<weight_transfer>_mtl(?=_|$))?.*"
+    r"(?P<dataset>cifar100|imagenet_sub|imagenet)_nfg(?P<nb_cl_fg>\d+)_ncls(?P<nb_cl>\d+)_nproto(?P<nb_protos>\d+).*"
 )
 MODEL_FILE = re.compile(r"run_(\d+)_iteration_(\d+)_model\.pth")
 EXAMPLE = "cifar100_nfg50_ncls2_nproto20_mtl_exp01"
@@ -36,7 +35,13 @@ def authors_target(path: Path, options: argparse.Namespace) -> Target:
     start = config.nb_cl_fg // config.nb_cl - 1  # the iteration of phase 0
     name = folder.resolve().name if path.is_dir() else f"{folder.resolve().name}_{path.stem}"
     phases = {iteration - start: file for iteration, file in files.items()}
-    return Target(name, path, "authors", config, order, None, phases, "cnn", load_authors, (*notices, notice))
+
+    def load(_: int, file: Path, device: torch.device) -> Loaded:
+        loaded = read_network(file)
+        loaded.model.to(device, memory_format=torch.channels_last)
+        return loaded
+
+    return Target(name, path, "authors", config, order, None, phases, "cnn", load, (*notices, notice))
 
 
 def model_files(path: Path) -> tuple[int, dict[int, Path], list[str]]:
@@ -57,7 +62,7 @@ def authors_settings(folder: Path, options: argparse.Namespace) -> dict[str, Any
     said: dict[str, Any] = {}
     if named:
         said = {name: int(named[name]) for name in ("nb_cl_fg", "nb_cl", "nb_protos")}
-        said |= {"dataset": named["dataset"], "weight_transfer": named["weight_transfer"] is not None}
+        said["dataset"] = named["dataset"]
     said |= {name: getattr(options, name) for name in FIXED if getattr(options, name) is not None}
     unknown = [f"--{name}" for name in ("dataset", "nb_cl_fg", "nb_cl") if name not in said]
     if unknown:
@@ -75,10 +80,3 @@ def stored_order(folder: Path, run: int, seed: int | None) -> tuple[tuple[int, .
     if len(stored) > 1:
         raise UsageError(f"{folder}: several class orders, {' and '.join(p.name for p in stored)}; say --order_seed")
     return reading(stored[0], order_of), f"class order: read from {stored[0].name}"
-
-
-def load_authors(_: int, path: Path, device: torch.device) -> Loaded:
-    """Raises UsageError."""
-    network = read_network(path)
-    model = network.model.to(device, memory_format=torch.channels_last)
-    return Loaded(model, network.name, None, network.image_size)
