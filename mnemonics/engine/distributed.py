@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -147,18 +147,10 @@ def gathered(mine: Tensor, total: int) -> Tensor:
     process takes that of its own rows times the number of processes. So the *mean* over the processes is the gradient
     both of what came before (each process adds its rows' part to it) and of what comes after (the same everywhere).
     """
-    return mine if world() == 1 else Gather.apply(mine, total)
-
-
-class Gather(torch.autograd.Function):
-    """See `gathered`. The backward pass needs no communication, since all processes have the same gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, mine: Tensor, total: int) -> Tensor:
-        padded = mine.new_zeros(math.ceil(total / world()), *mine.shape[1:])  # shares may differ by one row
-        padded[: len(mine)] = mine
-        return stacked(padded).transpose(0, 1).flatten(0, 1)[:total].clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient[own_rows()] * world(), None
+    if world() == 1:
+        return mine
+    padded = mine.new_zeros(math.ceil(total / world()), *mine.shape[1:])  # shares may differ by one row
+    padded[: len(mine)] = mine.detach()
+    rows = stacked(padded).transpose(0, 1).flatten(0, 1)[:total].clone()
+    rows[own_rows()] = mine.detach() + world() * (mine - mine.detach())  # what is added is 0, but for its gradient
+    return rows
