@@ -29,14 +29,9 @@ class Family(NamedTuple):
     layers: dict[str, tuple[str, dict[str, Any]]]  # those that ours has no module for -> class and attributes
 
 
-CONVOLUTION = ("stride", "padding", "dilation", "groups", "padding_mode")
-SAME = {  # our class -> theirs, and the attributes that have to be equal
-    nn.Conv2d: ("Conv2d", CONVOLUTION),
-    ScaledConv2d: ("Conv2dMtl", CONVOLUTION),
-    nn.BatchNorm2d: ("BatchNorm2d", ("eps",)),
-    CosineLinear: ("CosineLinear", ()),
-    SplitCosineLinear: ("SplitCosineLinear", ()),
-}
+SAME = ("stride", "padding", "dilation", "groups", "padding_mode", "eps")  # have to be equal, where ours has them
+LAYERS = {kind: kind.__name__ for kind in (nn.Conv2d, nn.BatchNorm2d, CosineLinear, SplitCosineLinear)}
+LAYERS |= {ScaledConv2d: "Conv2dMtl"}  # our class -> theirs
 PARTS = {  # as `Family.layers`, wherever they are in a network
     "relu": ("ReLU", {}),
     **dict.fromkeys(("fc1", "fc2"), ("CosineLinear", {})),
@@ -107,9 +102,8 @@ def counterpart(path: str, ours: nn.Module | None, family: Family) -> tuple[str,
     """Class and attributes that a part of theirs must have to compute what `ours` does."""
     if isinstance(ours, BasicBlock):
         return "BasicBlock", {"last": not ours.final_relu}
-    if type(ours) in SAME:
-        kind, names = SAME[type(ours)]
-        return kind, {name: getattr(ours, name) for name in names}
+    if type(ours) in LAYERS:
+        return LAYERS[type(ours)], {name: getattr(ours, name) for name in SAME if hasattr(ours, name)}
     return ({"": ("ResNet", {})} | family.layers | PARTS).get(path.split(".")[-2] if path else "", ("", {}))
 
 
