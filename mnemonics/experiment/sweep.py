@@ -45,11 +45,10 @@ class Run:
     def progress(self) -> str:
         """The phases done so far and their average accuracy, in words; empty before phase 0 is done."""
         results = self.results()
-        try:
-            done, name = len(results["phases"]), results["headline"]
-            average = results["summary"]["average_accuracy"][name]
-        except (KeyError, TypeError):
+        if "summary" not in results:
             return ""
+        done, name = len(results["phases"]), results["headline"]
+        average = results["summary"]["average_accuracy"][name]
         return f"phase {done - 1} of {self.config.nb_phases}, {average:.2f}% average ({name.upper()})"
 
     def finished(self) -> bool:
