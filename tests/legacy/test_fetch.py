@@ -67,7 +67,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.asked.append(asked)
         if self.path != "/logs":
             return self.send_error(404)
-        start = int(asked[6:-1]) if asked and server.ranges else 0
+        start = int(asked[6:-1]) if asked else 0
         body, total = server.body[start:], len(server.body)
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
@@ -82,7 +82,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.body, server.ranges, server.faults, server.asked = ARCHIVE, True, [700_000, *[0] * 4], []
+        server.body, server.faults, server.asked = ARCHIVE, [700_000, *[0] * 4], []
         server.handle_error = lambda *_: None  # gdown hangs up on a connection that it does not go on with
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -104,16 +104,6 @@ def test_an_interrupted_download_is_continued(download, server, tmp_path):
     assert server.asked == [None, f"bytes={size}-", f"bytes={size + 2**19}-"]  # gdown keeps whole pieces of 512 KiB
     assert contents(tmp_path / "out") == WHOLE
     assert "404 Client Error: Not Found" in download(f"{server.url}/none", status=2)
-
-
-def test_what_cannot_be_continued_is_begun_anew(download, server, tmp_path):
-    download(server.url, status=2)
-    server.ranges = False
-    assert "starts anew without" in download(server.url, status=2)
-    server.ranges, server.body = True, tar_of({f"{CIFAR}/model": b"new" + NOISE})
-    assert "refused or damaged" in download(server.url, status=2)  # half of it was of another file
-    download(server.url)
-    assert contents(tmp_path / "out") == {f"{CIFAR}/model": b"new" + NOISE}
 
 
 def test_whole_folders_are_unpacked_once(download, tmp_path):

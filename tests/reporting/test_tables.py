@@ -21,13 +21,6 @@ def table_of(*runs, table="all"):
     return list(csv.DictReader(io.StringIO(data))), text
 
 
-def test_own_copy_of_the_papers_curves_is_complete():
-    for dataset in PAPER["figure4_accuracy_per_phase"].values():
-        for phases, curves in dataset.items():
-            assert curves.keys() == {"joint", "bic", "icarl", "lucir", "lwf", "lucir+mnemonics"}
-            assert {len(curve) for curve in curves.values()} == {int(phases) + 1}
-
-
 def check_paper(row, table, name, dataset, phases):
     """The row stands beside this number of the paper, with nothing that differs from it."""
     assert (row["paper_row"], row["differences_from_paper"]) == (name, "")
