@@ -28,7 +28,7 @@ from mnemonics.experiment.stored import PHASE_FILE, Loaded, Target, check_fit, o
 from mnemonics.legacy.authors import DATASETS, EXAMPLE, MODEL_FILE, authors_target
 from mnemonics.models.layers import ScaledConv2d
 from mnemonics.protocol import Phase
-from mnemonics.reporting.evaluation import check_out, notices_on, summary_of, write
+from mnemonics.reporting.evaluation import check_out, summary_of, write
 from mnemonics.reporting.text import phase_line
 
 
@@ -39,12 +39,12 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     what = "a run folder, a phase_<i>.pt, a folder of the authors' checkpoints or a file in it"
-    add("targets", nargs="+", type=Path, metavar="RUN_OR_CHECKPOINT", help=what)
+    add("target", type=Path, metavar="RUN_OR_CHECKPOINT", help=what)
     add("--data_dir", help="folder of the data set (where the run had it; data)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto: a GPU where there is one (%(default)s)")
     add("--eval_batch_size", type=int, help="batch size (that of the run; 200)")
     add("--ncm", action="store_true", help="also the nearest class mean, whose means read all training data")
-    add("--out", help="folder for the results, with one per target if there are several (eval_results/NAME)")
+    add("--out", help="folder for the results (eval_results/NAME)")
     add = parser.add_argument_group(f"for the authors' checkpoints in folders not named like {EXAMPLE}").add_argument
     add("--dataset", help=f"{', '.join(DATASETS)}, or another one that main.py knows")
     add("--nb_cl_fg", type=int, help="classes in phase 0")
@@ -69,7 +69,7 @@ def evaluate(target: Target, out: Path) -> None:
     """Evaluate every phase that is there, write the results and print them.
 
     Raises:
-        UsageError: for data or files that are missing or do not fit, also where all the others were evaluated.
+        UsageError: for data or files that are missing or do not fit; for missing phases, when all others are evaluated.
     """
     check_out(out)
     scenario = scenario_of(target)
@@ -83,7 +83,8 @@ def evaluate(target: Target, out: Path) -> None:
         phases.append(entry(phase, file, loaded, measured))
         print(phase_line(phases[-1]), flush=True)
     missing = [p.index for p in protocol.phases if target.path.is_dir() and p.index not in target.files]
-    named = target.config.weight_transfer if target.kind == "authors" else None
+    without = ", ".join(str(p["phase"]) for p in phases if p["exemplars_per_class"] is None)
+    no_nme = [f"NME: not measured in phases {without}, whose checkpoints hold no exemplars"] if without else []
     result = {  # the keys of results.json where the same is meant
         "name": target.name,
         "checkpoints": str(target.path),
@@ -95,7 +96,7 @@ def evaluate(target: Target, out: Path) -> None:
         "class_order_sha256": protocol.order_sha256,
         "environment": environment(scenario.device),
         "headline": headline,
-        "notices": [*scenario.source.notices, *target.notices, *notices_on(phases, named)],
+        "notices": [*scenario.source.notices, *target.notices, *no_nme],
         "missing_phases": missing,
         "phases": phases,
         "summary": summary_of(phases),
@@ -124,22 +125,11 @@ def entry(phase: Phase, file: Path, loaded: Loaded, measured: dict[str, Any]) ->
 
 
 @command("evaluate.py")
-def main(arguments: Sequence[str] | None = None) -> int:
-    options, status, taken = parse_args(arguments), 0, set()
-    for path in options.targets:
-        try:
-            target = target_of(path, options)
-            out = Path(options.out or "eval_results")
-            if options.out is None or len(options.targets) > 1:
-                out /= target.name
-            if out in taken:
-                raise UsageError(f"{path}: {out} holds the results of another one of this name; evaluate it on its own")
-            taken.add(out)
-            evaluate(target, out)
-        except UsageError as error:  # the others are evaluated all the same
-            print(f"evaluate.py: {error}", file=sys.stderr)
-            status = 2
-    return status
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Find out what the target is, and evaluate it."""
+    options = parse_args(arguments)
+    target = target_of(options.target, options)
+    evaluate(target, Path(options.out or f"eval_results/{target.name}"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ numpy.random.seed(1993), then numpy.random.choice of 100 among the sorted wnids.
 import sys
 from collections.abc import Sequence
 
-from mnemonics.data.prepare_imagenet import build_parser, prepare, whole_number
+from mnemonics.data.prepare_imagenet import build_parser, prepare
 from mnemonics.engine.errors import command
 
 
@@ -18,11 +18,9 @@ from mnemonics.engine.errors import command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = build_parser(__doc__, "data/seed_1993_subset_100_imagenet/data")
-    add = parser.add_argument
-    add("--num_classes", type=whole_number(1, 10**6), default=100, metavar="N", help="to draw (%(default)s)")
-    add("--seed", type=whole_number(0, 2**32 - 1), default=1993, metavar="N", help="of the draw (%(default)s)")
+    parser.add_argument("--num_classes", type=int, default=100, metavar="N", help="to draw (%(default)s)")
     options = parser.parse_args(arguments)
-    return prepare(options, options.num_classes, options.seed)
+    return prepare(options, options.num_classes)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from mnemonics.reporting import figures
 from mnemonics.reporting.figures import Curve
 from mnemonics.reporting.paper import images_per_class, settings
 from mnemonics.reporting.read import load_all, writing
-from mnemonics.reporting.tables import Group, grouped, interval
+from mnemonics.reporting.tables import Group, curve_rows, grouped, interval, plus_minus
 from mnemonics.reporting.text import order_of
 
 
@@ -49,14 +49,12 @@ def names_of(groups: Sequence[Group]) -> list[str]:
 
 def curve_of(group: Group, name: str) -> Curve:
     """Mean accuracy of the headline classifier after each phase, and half the width of its confidence interval."""
-    first, headline, n = group[0], group[0]["headline"], len(group)
-    accuracies = [[phase["accuracy"][headline] for phase in results["phases"]] for results in group]
-    means, halves = zip(*map(interval, zip(*accuracies, strict=True)), strict=True)
-    average, half = interval([results["summary"]["average_accuracy"][headline] for results in group])
-    label = f"{name}: {headline.upper()}, average {average:.2f}{'' if half is None else f' ± {half:.2f}'}% (n = {n})"
-    seen = [phase["classes_seen"] for phase in first["phases"]]
-    upper = first["config"]["baseline"] == "joint"
-    return Curve(label, seen, means, None if n == 1 else halves, figures.INK if upper else None, dashed=upper)
+    headline, rows = group[0]["headline"], curve_rows(group)
+    average = plus_minus(*interval([results["summary"]["average_accuracy"][headline] for results in group]))
+    label = f"{name}: {headline.upper()}, average {average}% (n = {len(group)})"
+    seen, means, halves = ([row[key] for row in rows] for key in ("classes_seen", "accuracy", "accuracy_ci95"))
+    upper = group[0]["config"]["baseline"] == "joint"
+    return Curve(label, seen, means, halves if len(group) > 1 else None, figures.INK if upper else None, dashed=upper)
 
 
 def plot(panels: dict[str, list[Group]], with_paper: bool) -> Figure:

@@ -1,9 +1,8 @@
-"""Run many experiments: those of a table of the paper, of a file, or of a grid; several at a time with --jobs.
+"""Run many experiments: those of a table of the paper, or of a file; several at a time with --jobs.
 
     python scripts/run_exp.py --table 1 --jobs 2                table 1 of the paper on CIFAR-100: what runs by default
     python scripts/run_exp.py --table 1 --dataset imagenet_sub  the same on ImageNet-Subset; also 2, figure4 and all
-    python scripts/run_exp.py commands.txt                      lines `python main.py --flag ...`; - is standard input
-    python scripts/run_exp.py --grid "--baseline lucir icarl" "--nb_phases 5 10" --seeds 1 2 3 --epochs 20
+    python scripts/run_exp.py --commands FILE --seeds 1 2 3     lines `python main.py --flag ...`, each with three seeds
 
 Flags that are not listed here go to every main.py command, after its own, so that they override. Each run has its
 folder below --runs_dir and its output in <folder>.log; relative paths are from the repository root. Stopped or killed,
@@ -37,13 +36,10 @@ from mnemonics.experiment.sweep import Run, Sweep
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def parse_command_line(arguments: Sequence[str]) -> tuple[str | None, argparse.Namespace, list[str]]:
-    """Returns (FILE or None, the options of this script, the flags for main.py).
-
-    FILE is looked for in the first place only: later on, it could not be told from the value of a flag for main.py.
-    """
+def parse_command_line(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Returns (the options of this script, the flags for main.py). Raises UsageError."""
     parser = argparse.ArgumentParser(
-        usage="run_exp.py [FILE] [options] [flags for every main.py command]",
+        usage="run_exp.py [options] [flags for every main.py command]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -51,60 +47,39 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[str | None, argparse.N
     add = parser.add_argument
     add(
         "--table",
+        default="table1",
         type=lambda name: f"table{name}" if name in ("1", "2") else name,
         choices=tuple(RUNS),
         metavar="{1,2,figure4,all}",
-        help="the runs of this part of the paper, unless FILE or --grid is given, and the summary beside it",
+        help="the runs of this part of the paper, and the summary beside it (1)",
     )
-    add("--grid", nargs="+", metavar='"--flag VALUE ..."', help="run the product of these flags' values")
+    add("--commands", type=Path, metavar="FILE", help="run these instead: lines `python main.py --flag ...`")
     add("--seeds", nargs="+", type=int, default=[], metavar="S", help="run each command once per --random_seed S")
     add("--runs_dir", type=Path, default=Path("runs/exp"), help="folder for all that is written (%(default)s)")
     add("--jobs", type=int, default=1, metavar="J", help="runs at a time (%(default)s)")
     add("--minutes", type=float, default=float("inf"), metavar="M", help="stop, to be continued, after M minutes")
-    named = bool(arguments) and (arguments[0] == "-" or not arguments[0].startswith("-"))
-    options, flags = parser.parse_known_args(arguments[1:] if named else arguments)
+    options, flags = parser.parse_known_args(arguments)
     check_setting("jobs", options.jobs)
     check_setting("runs_dir", str(options.runs_dir))
     if not options.minutes >= 0:
         raise UsageError(f"--minutes {options.minutes}: must be at least 0")
-    if named and options.grid:
-        raise UsageError(f"{arguments[0]} and --grid: give one of the two")
-    return arguments[0] if named else None, options, flags
+    return options, flags
 
 
-def chosen_commands(file: str | None, grid: Sequence[str] | None, table: str | None = None) -> list[list[str]]:
-    """The flags of each main.py command: those of FILE, of --grid, or of --table. Raises UsageError."""
-    try:
-        if grid:
-            return grid_commands(grid)
-        if file is None:
-            return paper_runs(table or "table1")
-        return read_commands(sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, a zero byte in the name, an open quotation
-        raise UsageError(f"{file or '--grid'}: cannot be read ({error})") from None
-
-
-def read_commands(text: str) -> list[list[str]]:
+def read_commands(file: Path) -> list[list[str]]:
     """The flags in each line `python main.py ...`. Raises UsageError for any other line, or if there is no command."""
-    lines = [shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines()]
+    try:
+        text = file.read_text(encoding="utf-8").replace("\\\n", " ")
+        lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, a zero byte in the name, an open quotation
+        raise UsageError(f"--commands {file}: cannot be read ({error})") from None
     commands = [words for words in lines if words]
     for words in commands:
         if not Path(words[0]).name.startswith("python") or words[1:2] != ["main.py"]:
             raise UsageError(f"{shlex.join(words)}: not of the form `python main.py --flag ...`")
     if not commands:
-        raise UsageError("no command to run: lines `python main.py --flag ...` are expected")
+        raise UsageError(f"--commands {file}: lines `python main.py --flag ...` are expected")
     return [words[2:] for words in commands]
-
-
-def grid_commands(axes: Sequence[str]) -> list[list[str]]:
-    """The product of strings such as "--nb_phases 5 10"; the last one varies fastest. Raises UsageError."""
-    choices = []
-    for axis in axes:
-        flag, *values = shlex.split(axis) or [""]
-        if not flag.startswith("--") or not values:
-            raise UsageError(f'--grid "{axis}": must be a flag followed by its values, such as "--nb_phases 5 10"')
-        choices.append([[flag, value] for value in values])
-    return [list(itertools.chain(*words)) for words in itertools.product(*choices)]
 
 
 def parse_main(arguments: Sequence[str]) -> ExperimentConfig:
@@ -162,25 +137,25 @@ def make_runs(commands: Sequence[list[str]], flags: list[str], seeds: Sequence[i
     return list(runs.values())
 
 
-def summarise(runs: Sequence[Run], runs_dir: Path, table: str | None) -> None:
+def summarise(runs: Sequence[Run], runs_dir: Path, table: str) -> None:
     """Print and write the summary of all runs that have results. Raises RunError."""
     folders = [str(run.folder) for run in runs if (run.folder / "results.json").exists()]
-    words = [sys.executable, "scripts/summarise.py", *folders, "--out", str(runs_dir / "summary"), "--table"]
-    if folders and subprocess.run([*words, table or "all"]).returncode:
+    words = [sys.executable, "scripts/summarise.py", *folders, "--out", str(runs_dir / "summary"), "--table", table]
+    if folders and subprocess.run(words).returncode:
         raise RunError(f"the summary failed: {shlex.join(words)}")
 
 
 @command("run_exp.py")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiments that the command line asks for, and summarise them. Returns the exit status."""
-    file, options, flags = parse_command_line(sys.argv[1:] if arguments is None else arguments)
-    commands = chosen_commands(file, options.grid, options.table)
+    options, flags = parse_command_line(arguments)
+    commands = read_commands(options.commands) if options.commands else paper_runs(options.table)
     os.chdir(ROOT)  # where main.py runs
     runs = make_runs(commands, flags, options.seeds, options.runs_dir)
     with usage_errors("--runs_dir"):
         options.runs_dir.mkdir(parents=True, exist_ok=True)
     status = Sweep(runs, options.jobs, 60 * options.minutes).go()
-    summarise(runs, options.runs_dir, options.table)
+    summarise(runs, options.runs_dir, "all" if options.commands else options.table)
     return status
 
 

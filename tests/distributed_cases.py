@@ -166,7 +166,7 @@ def messages(folder):
     note = folder / f"note{distributed.world()}"
     seen = distributed.main_first(lambda: (note.exists(), note.write_text("here"))[0])
     assert seen == (not distributed.is_main())
-    assert distributed.bytes_from_main(lambda: bytes([distributed.rank(), 1, 2])) == bytes([0, 1, 2])
+    assert distributed.from_main(lambda: bytes([distributed.rank(), 1, 2])) == bytes([0, 1, 2])
     mine = torch.full((2, 3, 2, 2), distributed.rank() + 1.0).contiguous(memory_format=torch.channels_last)
     distributed.same_everywhere([mine, mine[:0]])
     return {"same": mine}

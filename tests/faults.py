@@ -13,7 +13,6 @@ import io
 import itertools
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -164,11 +163,6 @@ def without_drawing() -> None:
     runlog.RunLog.image = lambda *arguments: None
 
 
-def limited(size: int) -> None:
-    """No file may become larger than `size` bytes (EFBIG; Python ignores the signal)."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
 def before(place: str, what: Callable[..., None], call: int = 0) -> None:
     """Let `what`, which is given the arguments, happen before call number `call` (from 0) of a function or method."""
     module, *path, name = place.split(":")
@@ -209,7 +203,6 @@ def diverging(call: int) -> None:
 FAULTS: dict[str, Callable[..., Any]] = {
     "drawn": without_drawing,
     "disk": Disk,
-    "limited": limited,
     "stopped": stopped,
     "out_of_memory": out_of_memory,
     "diverging": diverging,

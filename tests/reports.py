@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--dataset digits --max_images_per_class 40 --nb_phases 5 --network resnet8 --epochs 1 --nb_protos 2 "
         "--mnemonics_val_batch_size 64 --mnemonics_epochs 2 --mnemonics_steps 1 --mnemonics_outer_lr 0.1 "
         "--finetune_epochs 1 --device cpu")  # fmt: skip
-KINDS = {"herding": "--exemplars herding", "mnemonics": "", "adjusted": "--adjust_always"}
 FIRST_CLASSES = {"cifar100": 50, "digits": 5, "imagenet_sub": 50, "imagenet": 500}
 PLAIN = {"exemplars": "herding", "weight_transfer": False, "finetune_epochs": 0}
 BLUE, ORANGE, GREEN, GREY = (0, 114, 178), (213, 94, 0), (0, 158, 115), (154, 161, 169)  # curves, and for comparison
@@ -29,10 +28,10 @@ FOLDER = tempfile.TemporaryDirectory(prefix="runs_of_tests_")  # removed at the 
 
 
 @functools.cache
-def tiny_run(kind: str) -> Path:
+def tiny_run(exemplars: str) -> Path:
     """The folder of a finished run on digits, made once; only to be read."""
-    folder = Path(FOLDER.name) / kind
-    algorithm.run(parse_args(f"{TINY} {KINDS[kind]} --out {folder}".split()))
+    folder = Path(FOLDER.name) / exemplars
+    algorithm.run(parse_args(f"{TINY} --exemplars {exemplars} --out {folder}".split()))
     return folder
 
 

@@ -8,7 +8,6 @@ import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,8 @@ from mnemonics.data.imagenet_source import ARCHIVES, DEVKIT, ImageFile, Source, 
 from mnemonics.data.images import FORMATS, rgb
 from mnemonics.engine.errors import UsageError, printable
 
+SEED = 1993  # of the draw of classes
+QUALITY = 95  # of resized files
 KNOWN = {  # SHA-256 of wnids.txt
     "dbf96adcdd5a29fca14c65283bb178686b464d20ddfee751b8a96b7937cbd00c": "the ImageNet-Subset of the paper",
     "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d15": "all 1000 classes of ILSVRC2012",
@@ -39,21 +40,8 @@ def build_parser(about: str, dst: str) -> argparse.ArgumentParser:
     kind.add_argument("--resize", type=width_and_height, metavar="S|WxH", help=what)
     what = "how to make files that are not resized (%(default)s); out of archives they are always extracted"
     kind.add_argument("--link", choices=("symlink", "copy"), default="symlink", help=what)
-    add("--quality", type=whole_number(1, 100), default=95, metavar="Q", help="of resized files (%(default)s)")
     add("--devkit", type=Path, help=f"{DEVKIT}, to sort an unsorted val (default: the one in SRC)")
-    add("--jobs", type=whole_number(1, 4096), default=os.cpu_count(), metavar="N", help="threads (%(default)s)")
     return parser
-
-
-def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """A type for argparse."""
-
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,10}", text) or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text}: must be a whole number from {least} to {most}")
-        return int(text)
-
-    return parse
 
 
 def width_and_height(text: str) -> tuple[int, ...]:
@@ -63,19 +51,19 @@ def width_and_height(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split("x")))
 
 
-def prepare(options: argparse.Namespace, num_classes: int | None = None, seed: int = 0) -> int:
-    """Make `options.dst` of `num_classes` classes drawn by `seed`, or of all, and print what was done.
+def prepare(options: argparse.Namespace, num_classes: int | None = None) -> int:
+    """Make `options.dst` of `num_classes` classes, drawn at random, or of all, and print what was done.
 
     Returns the exit status: 1 where some files could not be used, else 0. Raises UsageError and OSError.
     """
     source = find_source(options.src, options.devkit)
-    wnids = chosen_classes(source, options.src, num_classes, seed)
+    wnids = chosen_classes(source, options.src, num_classes)
     digest = begin(options, wnids)
     known = KNOWN.get(digest, "not the classes of the paper")
     print(f"{len(wnids)} of {len(source.train)} classes, SHA-256 of wnids.txt {digest}: {known}", flush=True)
     counts, problems = Counter(), list(source.strays)
     warnings.simplefilter("ignore")  # such as those about damaged EXIF data
-    with ThreadPoolExecutor(options.jobs) as pool:  # other threads run while Pillow decodes and resizes
+    with ThreadPoolExecutor() as pool:  # other threads run while Pillow decodes and resizes
         for split, wnid in tqdm([(split, wnid) for split in ARCHIVES for wnid in wnids], unit="class", disable=None):
             folder, images = options.dst / split / wnid, getattr(source, split)[wnid]()
             folder.mkdir(parents=True, exist_ok=True)
@@ -91,14 +79,14 @@ def prepare(options: argparse.Namespace, num_classes: int | None = None, seed: i
     return 1 if problems else 0
 
 
-def chosen_classes(source: Source, src: Path, num_classes: int | None, seed: int) -> list[str]:
+def chosen_classes(source: Source, src: Path, num_classes: int | None) -> list[str]:
     """The wnids in the drawn order; all of them, sorted, where no number is asked for. Raises UsageError."""
-    there = sorted(source.train)
-    if num_classes is not None and num_classes > len(there):
-        raise UsageError(f"--num_classes {num_classes}: --src {src} has {len(there)} classes; ask for no more")
-    wnids = there
-    if num_classes is not None:  # what numpy.random.seed and numpy.random.choice give
-        wnids = np.random.RandomState(seed).choice(there, num_classes, replace=False).tolist()
+    wnids = there = sorted(source.train)
+    if num_classes is not None:
+        if not 1 <= num_classes <= len(there):
+            raise UsageError(f"--num_classes {num_classes}: must be 1 to {len(there)}, the classes in --src {src}")
+        # what numpy.random.seed and numpy.random.choice give
+        wnids = np.random.RandomState(SEED).choice(there, num_classes, replace=False).tolist()
     absent = [wnid for wnid in wnids if wnid not in source.val]
     if absent:
         few = f"{len(absent)} of the {len(wnids)} classes have no validation images, such as {absent[0]}"
@@ -118,7 +106,7 @@ def begin(options: argparse.Namespace, wnids: list[str]) -> str:
         raise UsageError(f"--dst {dst}: lies in --src {options.src}; name a folder outside of it")
     settings = f"--link {options.link}\n"
     if options.resize:
-        settings = f"--resize {'x'.join(map(str, options.resize))} --quality {options.quality}\n"
+        settings = f"--resize {'x'.join(map(str, options.resize))}\n"
     digest = hashlib.sha256(listed).hexdigest()
     hashed = f"{digest}  wnids.txt\n"
     wanted = {"wnids.txt": listed, "wnids.txt.sha256": hashed.encode(), "settings.txt": settings.encode()}
@@ -153,7 +141,7 @@ def make_image(options: argparse.Namespace, folder: Path, image: ImageFile) -> s
     else:
         try:
             content = image.read()
-            content = resized(content, options.resize, options.quality) if options.resize else content
+            content = resized(content, options.resize) if options.resize else content
         except Image.UnidentifiedImageError:
             return "not an image"
         except Exception as error:  # damaged images raise anything from OSError to SyntaxError
@@ -163,7 +151,7 @@ def make_image(options: argparse.Namespace, folder: Path, image: ImageFile) -> s
     return None
 
 
-def resized(content: bytes, size: tuple[int, ...], quality: int) -> bytes:
+def resized(content: bytes, size: tuple[int, ...]) -> bytes:
     """The JPEG file of an image file: RGB, bilinear with antialiasing, which is what torchvision's Resize does to test
     images, and the authors did to all. Raises any kind of error for a damaged one."""
     image = rgb(Image.open(io.BytesIO(content), formats=FORMATS))
@@ -171,5 +159,5 @@ def resized(content: bytes, size: tuple[int, ...], quality: int) -> bytes:
         size = tuple(int(size[0] * side / min(image.size)) for side in image.size)  # rounded as torchvision does
     image = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
     buffer = io.BytesIO()  # not straight to the file: PIL does not notice a write that a full disk cuts short
-    image.save(buffer, "JPEG", quality=quality)
+    image.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()

@@ -5,18 +5,17 @@ Of a batch, process r of G takes the rows r, r + G, r + 2 G, ... Without torchru
 group and each function gives back what it was given.
 
 Tensors on a CPU go through Gloo, those on a GPU through NCCL. What rank 0 does alone (a download, waiting for another
-run) may take hours: the others wait for it at torchrun's key-value store, not in a collective, which has a time limit.
+run) may take hours: the others wait for it in a second group, which has all the time.
 """
 
 import contextlib
-import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,11 +23,12 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 COLLECTIVE_LIMIT = timedelta(minutes=2)  # the processes work in step: whoever is this late hangs
-POLL = 0.05  # seconds between looks at the store
+ALONE_LIMIT = timedelta(days=30)
 LAST_WORDS = 10  # seconds that the others stay when one has failed, so that it can say why
 
 T = TypeVar("T")
 _store: dist.Store | None = None  # beside torch's process group, which is global too
+_patient: dist.ProcessGroup | None = None  # in which the others wait for rank 0
 
 
 def world() -> int:
@@ -58,7 +58,7 @@ def joined() -> Iterator[None]:
     Inside, only rank 0 writes to the standard output. Of the exceptions that end several processes only the first
     comes out; the others wait to be ended by torchrun, which it does when the first has ended.
     """
-    global _store
+    global _store, _patient
     if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
@@ -66,6 +66,7 @@ def joined() -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     group = dist.PrefixStore("group", _store)
     dist.init_process_group(backend, store=group, rank=number, world_size=count, timeout=COLLECTIVE_LIMIT)
+    _patient = dist.new_group(backend="gloo", timeout=ALONE_LIMIT)
     with open(os.devnull, "w") as nowhere:
         try:
             with contextlib.redirect_stdout(sys.stdout if number == 0 else nowhere):
@@ -86,35 +87,13 @@ def first_to_fail() -> bool:
         return False
 
 
-def wait_for(key: str) -> None:
-    """Wait until another process has set `key` in the store, however long that takes.
-
-    Raises:
-        RuntimeError: when a process has failed meanwhile.
-    """
-    while not _store.check([key]):
-        if _store.add("failed", 0) > 0:
-            raise RuntimeError("another process has failed")
-        time.sleep(POLL)
-
-
-def new_key(name: str) -> str:
-    """The same in all processes, as all of them come by here in the same order, and never used before."""
-    return f"{name} {_store.add(f'{name}, rank {rank()}', 1)}"
-
-
 def from_main(work: Callable[[], T]) -> T:
-    """What `work` gives on rank 0, which alone calls it: plain values, as JSON holds them. The others wait for it,
-    however long it takes."""
+    """What `work` gives on rank 0, which alone calls it. The others wait for it, however long it takes."""
     if world() == 1:
         return work()
-    key = new_key("told")
-    if is_main():
-        value = work()
-        _store.set(key, json.dumps(value))
-        return value
-    wait_for(key)
-    return json.loads(_store.get(key))
+    told = [work() if is_main() else None]
+    dist.broadcast_object_list(told, group=_patient)
+    return told[0]
 
 
 def main_first(work: Callable[[], T]) -> T:
@@ -122,24 +101,11 @@ def main_first(work: Callable[[], T]) -> T:
     Returns when all are done, however long that takes."""
     if world() == 1:
         return work()
-    done: list[T] = []
-    from_main(lambda: done.append(work()))
-    result, key = done[0] if is_main() else work(), new_key("all are done")
-    if _store.add(f"{key}: count", 1) == world():
-        _store.set(key, "")
-    wait_for(key)
+    result = work() if is_main() else None
+    dist.barrier(_patient)
+    result = result if is_main() else work()
+    dist.barrier(_patient)
     return result
-
-
-def bytes_from_main(read: Callable[[], bytes]) -> bytes:
-    """What `read` gives on rank 0, which alone calls it: of a file, too much for `from_main`."""
-    if world() == 1:
-        return read()
-    data = read() if is_main() else b""
-    size = from_main(lambda: len(data))
-    tensor = torch.frombuffer(bytearray(data or size), dtype=torch.uint8)  # bytearray(size): that many zeros
-    dist.broadcast(tensor, 0)
-    return tensor.numpy().tobytes()
 
 
 @torch.no_grad()
@@ -181,18 +147,10 @@ def gathered(mine: Tensor, total: int) -> Tensor:
     process takes that of its own rows times the number of processes. So the *mean* over the processes is the gradient
     both of what came before (each process adds its rows' part to it) and of what comes after (the same everywhere).
     """
-    return mine if world() == 1 else Gather.apply(mine, total)
-
-
-class Gather(torch.autograd.Function):
-    """See `gathered`. The backward pass needs no communication, since all processes have the same gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, mine: Tensor, total: int) -> Tensor:
-        padded = mine.new_zeros(math.ceil(total / world()), *mine.shape[1:])  # shares may differ by one row
-        padded[: len(mine)] = mine
-        return stacked(padded).transpose(0, 1).flatten(0, 1)[:total].clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient[own_rows()] * world(), None
+    if world() == 1:
+        return mine
+    padded = mine.new_zeros(math.ceil(total / world()), *mine.shape[1:])  # shares may differ by one row
+    padded[: len(mine)] = mine.detach()
+    rows = stacked(padded).transpose(0, 1).flatten(0, 1)[:total].clone()
+    rows[own_rows()] = mine.detach() + world() * (mine - mine.detach())  # what is added is 0, but for its gradient
+    return rows

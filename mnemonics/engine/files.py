@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import torch
 
-from mnemonics.engine.distributed import bytes_from_main, world
+from mnemonics.engine.distributed import from_main
 from mnemonics.engine.errors import UsageError
 from mnemonics.engine.pickle_scan import PickleError, open_archive, scan
 
@@ -109,7 +109,7 @@ def load(path: Path, device: torch.device, oldest: int = FORMAT) -> dict[str, An
         ValueError: if it is of another format version, or something else that is whole.
         OSError: if it cannot be read.
     """
-    return parsed(path, path.read_bytes() if world() == 1 else bytes_from_main(path.read_bytes), device, oldest)
+    return parsed(path, from_main(path.read_bytes), device, oldest)
 
 
 def load_alone(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a run tells while it runs: log.txt and the console (lines, bars), TensorBoard's event files (curves, images)."""
 
+import io
 import os
 import sys
 import time
@@ -50,7 +51,7 @@ def progress_bar(title: str, steps: int, done: int, images: int | None, say: Cal
     )
 
 
-class Lines:
+class Lines(io.TextIOBase):
     """A file for tqdm that makes a line of each state of the bar."""
 
     def __init__(self, say: Callable[[str], None] | None):
@@ -59,9 +60,6 @@ class Lines:
     def write(self, text: str) -> None:
         if text.strip():
             self.say(text.strip())
-
-    def flush(self) -> None:
-        """There is nothing to do."""
 
 
 class RunLog:

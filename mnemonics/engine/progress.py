@@ -149,11 +149,6 @@ class Progress:
         self.timing: tuple[str, float] | None = None  # (stage, start) of the `timed` block we are in
         self.written = time.monotonic()
 
-    @property
-    def device(self) -> torch.device:
-        """That of the model."""
-        return torch.device("cpu") if self.model is None else next(self.model.parameters()).device
-
     def watch(self, model: nn.Module) -> None:
         """From now on `model` is part of what is written; it gets the weights of the checkpoint, if there is one."""
         self.model = model
@@ -268,7 +263,8 @@ def errors_of(progress: Progress) -> Iterator[None]:
             raise
         flag = LESS_MEMORY.get(progress.stage, "--eval_batch_size")
         reason = " ".join(str(error).split())[:200]
-        where = f"phase {progress.phase}, {progress.stage}: not enough memory on {progress.device}"
+        device = "cpu" if progress.model is None else next(progress.model.parameters()).device
+        where = f"phase {progress.phase}, {progress.stage}: not enough memory on {device}"
         raise OutOfMemoryError(f"{where}; a smaller {flag} needs less ({reason})") from error
 
 

@@ -105,7 +105,7 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     except Exception as error:  # torch.load promises no closed list of errors
         raise UsageError(
             f"{path}: not a checkpoint of this program, or a damaged one ({error!s:.200}); networks of the authors' "
-            "code are called run_<r>_iteration_<k>_model.pth, or become ours by eval/convert_legacy.py"
+            "code are called run_<r>_iteration_<k>_model.pth"
         ) from error
 
 

@@ -1,6 +1,5 @@
 """Many runs of main.py, several at a time: started, watched and stopped (scripts/run_exp.py)."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import torch
 from mnemonics.config.fields import ExperimentConfig, result_settings
 from mnemonics.config.presets import OLDER
 from mnemonics.engine.errors import Interrupted, UsageError
+from mnemonics.engine.files import try_lock
 from mnemonics.experiment.results import read_results
 
 POLL_SECONDS = 0.5
@@ -46,11 +46,10 @@ class Run:
     def progress(self) -> str:
         """The phases done so far and their average accuracy, in words; empty before phase 0 is done."""
         results = self.results()
-        try:
-            done, name = len(results["phases"]), results["headline"]
-            average = results["summary"]["average_accuracy"][name]
-        except (KeyError, TypeError):
+        if "summary" not in results:
             return ""
+        done, name = len(results["phases"]), results["headline"]
+        average = results["summary"]["average_accuracy"][name]
         return f"phase {done - 1} of {self.config.nb_phases}, {average:.2f}% average ({name.upper()})"
 
     def finished(self) -> bool:
@@ -140,9 +139,7 @@ def start_process(run: Run, env: dict[str, str]) -> subprocess.Popen | None:
     The lock on the log goes with the open file to main.py, so it lasts as long as main.py does, also without us.
     """
     with open(run.log, "ab") as log:
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(log, inherited=True):
             return None
         command = [sys.executable, "main.py", *run.arguments]
         streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}

@@ -1,8 +1,6 @@
 """Checkpoints of the authors' code: folders <name>/run_<r>_iteration_<k>_model.pth, k counting groups of classes."""
 
 import argparse
-import dataclasses
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,24 +9,21 @@ import torch
 
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.engine.errors import UsageError
-from mnemonics.exemplars.memory import ExemplarMemory
-from mnemonics.experiment.run_folder import stored_memory
-from mnemonics.experiment.stored import FIXED, Loaded, Target, sizes, with_flags
+from mnemonics.experiment.stored import FIXED, Loaded, Target, with_flags
 from mnemonics.legacy.checkpoints import order_of, reading
 from mnemonics.legacy.networks import read_network
-from mnemonics.protocol import Protocol
 
-DATASETS = {"cifar100": 100, "imagenet_sub": 100, "imagenet": 1000}  # name, which is ours too -> classes
+DATASETS = ("cifar100", "imagenet_sub", "imagenet")  # names, which are ours too
 FOLDER_NAME = re.compile(
-    r"(?P<dataset>cifar100|imagenet_sub|imagenet)_nfg(?P<nb_cl_fg>\d+)_ncls(?P<nb_cl>\d+)_nproto(?P<nb_protos>\d+)"
-    r"(?P<weight_transfer>_mtl(?=_|$))?.*"
+    r"(?P<dataset>cifar100|imagenet_sub|imagenet)_nfg(?P<nb_cl_fg>\d+)_ncls(?P<nb_cl>\d+)_nproto(?P<nb_protos>\d+).*"
 )
 MODEL_FILE = re.compile(r"run_(\d+)_iteration_(\d+)_model\.pth")
 EXAMPLE = "cifar100_nfg50_ncls2_nproto20_mtl_exp01"
 
 
 def authors_target(path: Path, options: argparse.Namespace) -> Target:
-    """A folder of the authors' code, or a single file in one. Settings come from the folder's name; flags override.
+    """A folder of the authors' code that holds a file named like theirs, or one such file. Settings come from the
+    folder's name; flags override.
 
     Raises:
         UsageError: where the settings are not known or do not fit the names of the files.
@@ -40,24 +35,25 @@ def authors_target(path: Path, options: argparse.Namespace) -> Target:
     start = config.nb_cl_fg // config.nb_cl - 1  # the iteration of phase 0
     name = folder.resolve().name if path.is_dir() else f"{folder.resolve().name}_{path.stem}"
     phases = {iteration - start: file for iteration, file in files.items()}
-    return Target(name, path, "authors", config, order, None, phases, "cnn", load_authors, (*notices, notice), run)
+
+    def load(_: int, file: Path, device: torch.device) -> Loaded:
+        loaded = read_network(file)
+        loaded.model.to(device, memory_format=torch.channels_last)
+        return loaded
+
+    return Target(name, path, "authors", config, order, None, phases, "cnn", load, (*notices, notice), run)
 
 
 def model_files(path: Path) -> tuple[int, dict[int, Path], list[str]]:
-    """The number r of the run, its files by iteration k, and what to say about other runs. Of several runs in a folder
-    the first one is taken; a file names its own, and one of any other name is 0 of 0. Raises UsageError."""
-    if not os.path.exists(path):
-        raise UsageError(f"{path}: no such file or folder")
+    """The number r of the run, its files by iteration k, and what to say about other runs: of several in a folder the
+    first one is taken."""
     runs: dict[int, dict[int, Path]] = {}
     for file in path.iterdir() if path.is_dir() else [path]:
-        named = MODEL_FILE.fullmatch(file.name)
-        if named:
+        if named := MODEL_FILE.fullmatch(file.name):
             runs.setdefault(int(named[1]), {})[int(named[2])] = file
-    if not runs and path.is_dir():
-        raise UsageError(f"{path}: holds no run_<r>_iteration_<k>_model.pth; give the folder that does")
-    first, *others = sorted(runs) or [0]
+    first, *others = sorted(runs)
     notices = [f"run {r} is there too and was left out; its files can be given one by one" for r in others]
-    return first, dict(sorted(runs.get(first, {0: path}).items())), notices
+    return first, dict(sorted(runs[first].items())), notices
 
 
 def authors_settings(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -66,7 +62,7 @@ def authors_settings(folder: Path, options: argparse.Namespace) -> dict[str, Any
     said: dict[str, Any] = {}
     if named:
         said = {name: int(named[name]) for name in ("nb_cl_fg", "nb_cl", "nb_protos")}
-        said |= {"dataset": named["dataset"], "weight_transfer": named["weight_transfer"] is not None}
+        said["dataset"] = named["dataset"]
     said |= {name: getattr(options, name) for name in FIXED if getattr(options, name) is not None}
     unknown = [f"--{name}" for name in ("dataset", "nb_cl_fg", "nb_cl") if name not in said]
     if unknown:
@@ -85,28 +81,3 @@ def stored_order(folder: Path, run: int, seed: int | None) -> tuple[tuple[int, .
     if len(stored) > 1:
         raise UsageError(f"{folder}: several class orders, {' and '.join(p.name for p in stored)}; say --order_seed")
     return reading(stored[0], order_of), f"class order: read from {stored[0].name}"
-
-
-def load_authors(_: int, path: Path, device: torch.device) -> Loaded:
-    """Raises UsageError."""
-    network = read_network(path)
-    model = network.model.to(device, memory_format=torch.channels_last)
-    return Loaded(model, network.name, None, network.image_size)
-
-
-def converted(path: Path, config: ExperimentConfig, protocol: Protocol) -> dict[str, Any]:
-    """What phase_<i>.pt of a run holds, without exemplars, made from a file of the authors' code. The phase is the one
-    after which there are as many classes as the network has. Raises UsageError where there is none."""
-    network = read_network(path)
-    classes = len(network.model.classifier.weight)
-    phase = next((phase.index for phase in protocol.phases if phase.seen == classes), None)
-    if phase is None:
-        raise UsageError(f"{path}: a network for {classes} classes; with {sizes(config)} no phase ends with as many")
-    memory = ExemplarMemory.empty(network.image_size, torch.device("cpu"))
-    return {
-        "settings": dataclasses.asdict(config) | {"network": network.name, "nb_phases": len(protocol.phases) - 1},
-        "class_order": list(protocol.order),
-        "phase": phase,
-        "model": network.model.state_dict(),
-        "exemplars": stored_memory(memory),
-    }

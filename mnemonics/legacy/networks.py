@@ -14,36 +14,24 @@ import torch
 from torch import nn
 
 from mnemonics.data.pickles import PickleError, described
+from mnemonics.experiment.stored import Loaded
 from mnemonics.legacy.checkpoints import ModuleRecord, module_of, reading
 from mnemonics.models import resnet_cifar, resnet_imagenet, restore_network
 from mnemonics.models.layers import CosineLinear, ScaledConv2d, SplitCosineLinear
 from mnemonics.models.resnet_cifar import BasicBlock
 
 
-class LegacyNetwork(NamedTuple):
-    """One of our networks with the weights of a file, on the CPU."""
-
-    name: str  # what --network takes
-    model: nn.Module
-    image_size: int  # height and width in pixels that the authors' pooling is made for
-
-
 class Family(NamedTuple):
     """What the classes of one of the authors' source files have in common."""
 
     depths: dict[str, int]  # our name -> blocks per stage
-    image_size: int
+    image_size: int  # height and width in pixels that the authors' pooling is made for
     layers: dict[str, tuple[str, dict[str, Any]]]  # those that ours has no module for -> class and attributes
 
 
-CONVOLUTION = ("stride", "padding", "dilation", "groups", "padding_mode")
-SAME = {  # our class -> theirs, and the attributes that have to be equal
-    nn.Conv2d: ("Conv2d", CONVOLUTION),
-    ScaledConv2d: ("Conv2dMtl", CONVOLUTION),
-    nn.BatchNorm2d: ("BatchNorm2d", ("eps",)),
-    CosineLinear: ("CosineLinear", ()),
-    SplitCosineLinear: ("SplitCosineLinear", ()),
-}
+SAME = ("stride", "padding", "dilation", "groups", "padding_mode", "eps")  # have to be equal, where ours has them
+LAYERS = {kind: kind.__name__ for kind in (nn.Conv2d, nn.BatchNorm2d, CosineLinear, SplitCosineLinear)}
+LAYERS |= {ScaledConv2d: "Conv2dMtl"}  # our class -> theirs
 PARTS = {  # as `Family.layers`, wherever they are in a network
     "relu": ("ReLU", {}),
     **dict.fromkeys(("fc1", "fc2"), ("CosineLinear", {})),
@@ -62,8 +50,8 @@ OUR_NAMES = {"downsample": "shortcut", "mtl_weight": "factor", "fc.fc1.": "class
              "fc.fc2.": "classifier.new_", "fc.": "classifier."}  # fmt: skip
 
 
-def read_network(path: Path) -> LegacyNetwork:
-    """Our network with the weights of a file of the authors' code.
+def read_network(path: Path) -> Loaded:
+    """Our network with the weights of a file of the authors' code, on the CPU. There are no exemplars with it.
 
     Raises:
         UsageError: as `reading`, and for a network that ours cannot express.
@@ -71,7 +59,7 @@ def read_network(path: Path) -> LegacyNetwork:
     return reading(path, lambda data: network_of(module_of(data)))
 
 
-def network_of(record: ModuleRecord) -> LegacyNetwork:
+def network_of(record: ModuleRecord) -> Loaded:
     """Raises PickleError for a network that ours cannot express."""
     if record.class_name not in NETWORKS:
         raise PickleError(f"holds a {record.class_name}, known are {', '.join(NETWORKS)}")
@@ -97,7 +85,7 @@ def network_of(record: ModuleRecord) -> LegacyNetwork:
     ours = {f"{path}.": module for path, module in model.named_modules()}
     for path, part in parts.items():
         compare(path, part, *counterpart(path, ours.get(our_name(path, depth)), family))
-    return LegacyNetwork(name, model, family.image_size)
+    return Loaded(model, name, None, family.image_size)
 
 
 def our_name(path: str, depth: int) -> str:
@@ -114,9 +102,8 @@ def counterpart(path: str, ours: nn.Module | None, family: Family) -> tuple[str,
     """Class and attributes that a part of theirs must have to compute what `ours` does."""
     if isinstance(ours, BasicBlock):
         return "BasicBlock", {"last": not ours.final_relu}
-    if type(ours) in SAME:
-        kind, names = SAME[type(ours)]
-        return kind, {name: getattr(ours, name) for name in names}
+    if type(ours) in LAYERS:
+        return LAYERS[type(ours)], {name: getattr(ours, name) for name in SAME if hasattr(ours, name)}
     return ({"": ("ResNet", {})} | family.layers | PARTS).get(path.split(".")[-2] if path else "", ("", {}))
 
 

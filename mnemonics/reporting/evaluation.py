@@ -24,17 +24,6 @@ def summary_of(phases: list[dict[str, Any]]) -> dict[str, dict[str, float | None
     return result
 
 
-def notices_on(phases: list[dict[str, Any]], weight_transfer: bool | None) -> list[str]:
-    """Why there is no NME, where there is none; and where a folder's name (`weight_transfer`) and the networks in it
-    disagree."""
-    without = ", ".join(str(p["phase"]) for p in phases if p["exemplars_per_class"] is None)
-    odd = ", ".join(str(p["phase"]) for p in phases if p["phase"] > 0 and p["weight_transfer"] != weight_transfer)
-    notices = [f"NME: not measured in phases {without}, whose checkpoints hold no exemplars"] if without else []
-    if weight_transfer is not None and odd:
-        notices.append(f"weight transfer is {'on' if weight_transfer else 'off'} by the name, but not in phases {odd}")
-    return notices
-
-
 def to_markdown(result: dict[str, Any]) -> str:
     """The tables of an evaluation with what each number is. Accuracies in percent, forgetting in points."""
     phases, missing = result["phases"], result["missing_phases"]

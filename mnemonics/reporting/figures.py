@@ -191,7 +191,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 # inside a page
 
 
-def figure_for_page(height: float = 3.1) -> tuple[Figure, Axes]:
+def figure_for_page(height: float) -> tuple[Figure, Axes]:
     """A figure 4.8 inches wide, so that its letters can be read on a telephone."""
     figure = Figure(figsize=(4.8, height), layout="constrained")
     axes = figure.add_subplot()

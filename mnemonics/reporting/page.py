@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
-from matplotlib.ticker import MaxNLocator
 
 from mnemonics.engine.files import atomic_write
 from mnemonics.experiment.results import read_confusion
@@ -23,8 +21,6 @@ from mnemonics.reporting.text import SUMMARY, Results, Rows, percent, with_heade
 
 PICTURES = 4  # of exemplars: so many in a page on one run, fewer per run in one on several
 STAGES = ("train", "exemplars", "finetune", "evaluate")  # of a phase, in the order of "seconds" in results.json
-FEW_PHASES = 11  # up to here the number of each is written into its cell
-BLANK_TO_FULL = "Colour: from 0% (none) to 100% (full)."
 METRICS = {  # key of a phase -> (key of the summary, its words in a legend, caption of the curves)
     "accuracy": (
         "average_accuracy",
@@ -87,12 +83,11 @@ def part(path: Path, name: str, results: Results, pictures: int) -> dict[str, An
         "deviations": "; ".join(differences(results)) if in_paper and same_protocol(results) else "",
         "summary": summary_rows(results),
         "phases": text.phase_rows(results),
-        "origin": origin_figure(results, f"{name}-origin"),
+        "origin": origin_rows(results),
         "confusion": confusion_figure(path, results, f"{name}-confusion"),
         "exemplars": exemplars_of(path, results, pictures),
         "panels": f"real images | {' and '.join(made)} | amplified difference" if made else "real images, as chosen",
         "losses": loss_rows(results),
-        "time": time_figure(results, f"{name}-time"),
         "seconds": time_rows(results),
         "environment": [(k.replace("_", " "), str(value)) for k, value in (results["environment"] | order).items()],
     }
@@ -109,6 +104,16 @@ def summary_rows(results: Results) -> Rows:
         return rows
     column = [f"{results['headline'].upper()} in the paper", *map(percent, theirs)]
     return [[*row, cell] for row, cell in zip(rows, column, strict=True)]
+
+
+def origin_rows(results: Results) -> Rows:
+    """Accuracy of the headline classifier: after each phase (row), on the classes that were new in each (column)."""
+    numbers = [phase["phase"] for phase in results["phases"]]
+    rows = []
+    for phase in results["phases"]:
+        percents = phase["accuracy_by_phase_of_origin"][results["headline"]]
+        rows.append([phase["phase"], *map(percent, percents), *[""] * (len(numbers) - len(percents))])
+    return [["after phase", *numbers], *rows]
 
 
 def loss_rows(results: Results) -> Rows:
@@ -129,7 +134,8 @@ def loss_rows(results: Results) -> Rows:
 
 
 def time_rows(results: Results) -> Rows:
-    """Seconds of each stage, peak memory, and the bytes of the stored exemplars, for each phase."""
+    """Seconds of each stage, peak memory, and the bytes of the stored exemplars, for each phase; and of all."""
+    phases = results["phases"]
     rows = [
         {
             "phase": phase["phase"],
@@ -139,9 +145,11 @@ def time_rows(results: Results) -> Rows:
             "stored, KiB": f"{phase['exemplar_bytes'] / 2**10:.1f}",
             **({"stored, dB": percent(phase["exemplar_psnr_db"])} if "exemplar_psnr_db" in phase else {}),
         }
-        for phase in results["phases"]
+        for phase in phases
     ]
-    return with_header(rows)
+    sums = [sum(phase["seconds"].get(stage, 0.0) for phase in phases) for stage in STAGES]
+    everything = ["all", *map(percent, [*sums, sum(sums)])]
+    return [*with_header(rows), everything + [""] * (len(rows[0]) - len(everything))]
 
 
 # figures
@@ -177,32 +185,6 @@ def curve_figure(runs: Sequence[tuple[str, Results]], metric: str) -> Markup:
     return figures.to_html(figure, metric, METRICS[metric][2])
 
 
-def origin_figure(results: Results, name: str) -> Markup:
-    """Accuracy by phase of origin: row i shows, after phase i, the accuracy on the classes of each phase up to i."""
-    headline, count = results["headline"], len(results["phases"])
-    figure, axes = figures.figure_for_page(height=3.6)
-    grid = np.full((count, count), np.nan)
-    for row, phase in enumerate(results["phases"]):
-        percents = phase["accuracy_by_phase_of_origin"][headline]
-        grid[row, : len(percents)] = percents
-    axes.pcolormesh(grid, cmap=figures.SHARES, vmin=0, vmax=100, edgecolors=figures.LINE, linewidth=0.4)
-    if count <= FEW_PHASES:
-        for (row, column), value in np.ndenumerate(grid):
-            if not np.isnan(value):
-                look = {"fontsize": 8, "color": "white" if value > 60 else figures.INK}
-                axes.text(column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center", **look)
-    shown = np.arange(0, count, 1 if count <= FEW_PHASES else 5)
-    axes.set_xticks(shown + 0.5, shown)
-    axes.set_yticks(shown + 0.5, shown)
-    axes.set(xlabel="classes that were new in phase", ylabel="after phase", aspect="equal")
-    axes.invert_yaxis()
-    caption = (
-        f"{headline.upper()} accuracy (%) on the test images of the classes that were new in each phase (column), "
-        f"after each phase (row). {BLANK_TO_FULL}"
-    )
-    return figures.to_html(figure, name, caption)
-
-
 def confusion_figure(path: Path, results: Results, name: str) -> Markup | None:
     """The confusion matrix; None where the run folder has none."""
     found = read_confusion(path)
@@ -212,7 +194,7 @@ def confusion_figure(path: Path, results: Results, name: str) -> Markup | None:
     starts = [0, *(count for count in seen if count < len(found.class_names))]
     caption = (
         f"{found.classifier.upper()} after phase {found.phase}: test images of the true class (row) by predicted class "
-        f"(column), both in class order; lines separate the phases. {BLANK_TO_FULL}"
+        f"(column), both in class order; lines separate the phases. Colour: from 0% (none) to 100% (full)."
     )
     if newest := starts[-1]:
         as_new = 100 * found.counts[:newest, newest:].sum() / max(found.counts[:newest].sum(), 1)
@@ -220,23 +202,6 @@ def confusion_figure(path: Path, results: Results, name: str) -> Markup | None:
     figure, axes = figures.figure_for_page(height=4.4)
     figures.plot_confusion(axes, found.counts, starts, found.class_names)
     return figures.to_html(figure, name, caption)
-
-
-def time_figure(results: Results, name: str) -> Markup:
-    """Where the time went: a bar for each phase, its stages on top of each other."""
-    figure, axes = figures.figure_for_page()
-    numbers, labels = [phase["phase"] for phase in results["phases"]], []
-    below = np.zeros(len(numbers))
-    for colour, stage in zip(figures.COLOURS, STAGES, strict=False):
-        seconds = np.array([phase["seconds"].get(stage, 0.0) for phase in results["phases"]])
-        axes.bar(numbers, seconds, bottom=below, color=colour, width=0.7)
-        labels.append(f"{stage}: {seconds.sum():.2f} s")
-        below += seconds
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
-    axes.set(xlabel="phase", ylabel="seconds", axisbelow=True)
-    axes.grid(color=figures.LINE, linewidth=0.6, axis="y")
-    figures.legend_below(figure, axes.containers, labels, ncols=2)
-    return figures.to_html(figure, name, f"Seconds of each stage of a phase; {below.sum():.2f} s in all.")
 
 
 def exemplars_of(path: Path, results: Results, count: int) -> dict[int, str]:

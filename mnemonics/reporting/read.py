@@ -2,72 +2,28 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from itertools import starmap
 from pathlib import Path
-from typing import Any
 
-from mnemonics.config.presets import BUDGETS
 from mnemonics.engine.errors import UsageError
 from mnemonics.experiment.results import read_results, results_path
-from mnemonics.reporting.text import Results, classifiers
+from mnemonics.reporting.text import Results
 
-CONFIG = {
-    **dict.fromkeys(("dataset", "baseline", "exemplars"), str),
-    **dict.fromkeys(("nb_phases", "random_seed", "order_seed", "finetune_epochs"), int),
-    **dict.fromkeys(BUDGETS, (int, type(None))),
-    "exemplar_format": (str, type(None)),  # older runs have none
-    "no_adjust": bool,
-}
+KEYS = {"config", "environment", "class_order", "class_order_sha256", "headline", "phases", "summary"}
 
 
 def load_results(run: Path) -> Results:
-    """The results of a run folder or results file, which have all that is read of them later.
+    """The results of a run folder or results file; their checksum vouches for what is inside.
 
     Raises:
         UsageError: naming the path, where they cannot be used.
     """
     path = results_path(run)
     results = read_results(path)
-    problem = missing(results, {"headline": str, "phases": [{"accuracy": dict}]})
-    if not problem and not results["phases"]:
+    if not isinstance(results, dict) or KEYS - results.keys():
+        raise UsageError(f"{path}: not the results of a run, which have {', '.join(sorted(KEYS))}")
+    if not results["phases"]:
         raise UsageError(f"{path}: no phase is finished yet")
-    if problem := problem or missing(results, schema_of({results["headline"], *classifiers(results)})):
-        raise UsageError(f"{path}: not the results of a run ({problem})")
     return results
-
-
-def schema_of(classifiers: set[str]) -> dict[str, Any]:
-    """What is read of results.json, see `missing`."""
-    each = dict.fromkeys(classifiers, (int, float))
-    phase = {
-        **dict.fromkeys(("phase", "classes_seen", "exemplar_bytes", "peak_memory_bytes"), int),
-        "train_images": {"new": int, "old": int},
-        "exemplars_per_class": {"min": int, "max": int},
-        "accuracy": each,
-        "phase0_accuracy": each,
-        "accuracy_by_phase_of_origin": {name: [(int, float)] for name in classifiers},
-        "seconds": dict,
-    }
-    summary = dict.fromkeys(("average_accuracy", "last_accuracy", "forgetting"), each)
-    rest = {"environment": dict, "class_order": list, "class_order_sha256": str}
-    return {"config": CONFIG, "phases": [phase], "summary": summary, **rest}
-
-
-def missing(value: Any, schema: Any, name: str = "content") -> str:
-    """In words, the first thing in which `value` is not like `schema`; empty where there is none.
-
-    Args:
-        schema: a type or several; or a dict with the keys that are needed and the schema of each value; or a list with
-            the schema of all entries.
-    """
-    if not isinstance(value, type(schema) if isinstance(schema, dict | list) else schema):
-        return f"{name} is missing or of the wrong type"
-    parts = []
-    if isinstance(schema, dict):
-        parts = [(value.get(key), part, f"{name}.{key}") for key, part in schema.items()]
-    elif isinstance(schema, list):
-        parts = [(entry, schema[0], f"{name}[{i}]") for i, entry in enumerate(value)]
-    return next(filter(None, starmap(missing, parts)), "")
 
 
 def load_all(runs: Sequence[Path]) -> list[tuple[str, Results]]:

@@ -35,6 +35,11 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), float(t) * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def plus_minus(mean: float, half: float | None, sign: str = "") -> str:
+    """What `interval` gives, with two decimals."""
+    return f"{mean:{sign}.2f}" + ("" if half is None else f" +- {half:.2f}")
+
+
 def over_seeds(runs: Group) -> str:
     """Mean and confidence interval of each number in the summary of runs that differ in their seed only."""
     seeds = ", ".join(str(results["config"]["random_seed"]) for results in runs)
@@ -42,8 +47,8 @@ def over_seeds(runs: Group) -> str:
     for metric, by_classifier in runs[0]["summary"].items():
         cells = []
         for name in by_classifier:
-            mean, half = interval([results["summary"][metric][name] for results in runs])
-            cells.append(f"{name.upper()} {mean:.2f} +- {percent(half)}")
+            values = [results["summary"][metric][name] for results in runs]
+            cells.append(f"{name.upper()} {plus_minus(*interval(values))}")
         lines.append(f"{metric.replace('_', ' ')}: {', '.join(cells)}")
     return "\n".join(lines)
 
@@ -192,7 +197,7 @@ def label_cells(row: Row, notes: Sequence[str]) -> dict[str, Any]:
 
 def number_cells(row: Row, name: str) -> list[str]:
     """Mean +- confidence interval; where the paper may have a number, that and the difference too."""
-    cells = [f"{row[name]:.2f} +- {percent(row[f'{name}_ci95'])}"]
+    cells = [plus_minus(row[name], row[f"{name}_ci95"])]
     if f"{name}_paper" in row:
         difference = row[f"{name}_difference"]
         cells += [percent(row[f"{name}_paper"])]
@@ -233,7 +238,7 @@ def explanations(table: str) -> list[str]:
         *([curve] if table == "figure4" else averages),
         "classifier: CNN = output of the network, NME = nearest mean of exemplars; after any fine-tuning",
         "n = number of runs, which differ in --random_seed only; +- half the width of the 95% confidence interval of "
-        "their mean (Student's t), - for a single run",
+        "their mean (Student's t), of several",
         f"paper = {source}, {which.get(table, 'figure 4')}; difference = here minus paper",
         "[1], [2], ... list all that is not as in the paper: such rows do not compare directly",
     ]

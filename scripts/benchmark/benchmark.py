@@ -1,8 +1,6 @@
 """Speed and memory, each as a ratio to a plain pipeline (plain.py) measured by turns in the same run.
 
     python scripts/benchmark/benchmark.py train       images/s of phase 0 and of an incremental step of each baseline
-    python scripts/benchmark/benchmark.py select      features and herding of the exemplars of phase 0
-    python scripts/benchmark/benchmark.py evaluate    features, CNN and NME accuracy of the test set
     python scripts/benchmark/benchmark.py protocol    a whole run of N = 5 phases (--epochs of each)
     python scripts/benchmark/benchmark.py unroll      the exemplar gradient, against the plain unroll
     python scripts/benchmark/benchmark.py all         all of them, one after the other
@@ -11,24 +9,30 @@ Ratios are medians over the turns, with the smallest and the largest. --out writ
 """
 
 import argparse
+import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from ours import Ours, begun
 from plain import Plain
-from timing import Times, by_turns, compared
+from timing import by_turns, compared
+from torch import nn
 from unroll import unroll
 
+from mnemonics import algorithm
 from mnemonics.baselines import BASELINES
-from mnemonics.data.batches import LabelledImages
+from mnemonics.baselines.base import Baseline
+from mnemonics.data.batches import LabelledImages, ResidentBatches, batch_sizes
 from mnemonics.data.scenario import Scenario
 from mnemonics.engine.device import environment
 from mnemonics.engine.errors import command
 from mnemonics.engine.files import write_json
+from mnemonics.experiment.state import parse_args, set_up
+from mnemonics.models import make_network
+from mnemonics.training import sgd_step
 
 
 @command("benchmark.py")
@@ -59,70 +63,61 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_json(args.out, results)
 
 
-def prepared(args: argparse.Namespace, phase: int, *more: str) -> tuple[Scenario, dict[str, Ours | Plain]]:
-    """A run of N = 5 phases where the training of `phase` begins: its data and settings, and both ways to go on."""
+def begun(args: argparse.Namespace, phase: int, *more: str) -> tuple[Scenario, nn.Module, Baseline]:
+    """A run of N = 5 phases where the training of `phase` begins; every phase before it was skipped."""
     given = [f"--{name}={getattr(args, name)}" for name in ("dataset", "data_dir", "device", "network")]
-    scenario, model, baseline = begun(["--nb_phases", "5", *given, *more], phase)
-    return scenario, {"ours": Ours(scenario, model, baseline), "plain": Plain(scenario, model, baseline)}
+    scenario = set_up(parse_args(["--nb_phases", "5", *given, *more])).scenario
+    phases, config = scenario.protocol.phases[: phase + 1], scenario.config
+    model = make_network(config.network, phases[0].seen, scenario.device)
+    baseline = BASELINES[config.baseline](config)
+    for p in phases:
+        baseline.begin_phase(model, p, scenario.train_data([p])[:256], scenario.prep)
+    return scenario, model, baseline
 
 
-def timed(sides: dict[str, Ours | Plain], piece: str, *arguments: object, repeats: int = 0) -> Times:
-    """Seconds of a piece of a run, by turns; without `repeats` once, and nothing before to warm up."""
-    functions = {name: partial(getattr(side, piece), *arguments) for name, side in sides.items()}
-    return by_turns(functions, repeats or 1, warm_up=repeats > 0)
+def epoch_of(scenario: Scenario, model: nn.Module, baseline: Baseline, data: LabelledImages) -> Callable[[], None]:
+    """A function that trains for an epoch of `data` as a run does."""
+    batches, config = ResidentBatches(data, scenario.prep), scenario.config
+    _, step = sgd_step(model.train(), baseline, batches, config)
+    sizes = batch_sizes(len(data), config.train_batch_size, "keep")  # as plain.py
 
+    def epoch() -> None:
+        for batch in batches.epoch(sizes, torch.Generator(scenario.device).manual_seed(0)):
+            step(*batch)
 
-def images_of(scenario: Scenario, last_phase: int, count: int) -> LabelledImages:
-    """So many training images at random, of the classes up to those of `last_phase`."""
-    data = scenario.train_data(list(scenario.protocol.phases[: last_phase + 1]))
-    data = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]]
-    return LabelledImages(data.images.contiguous(), data.labels)
+    return epoch
 
 
 def train(args: argparse.Namespace) -> dict:
     """Training of phase 0, then of phase 1 with the loss of each baseline, teacher included."""
     results = {}
     for phase, name in [(0, "lucir"), *((1, name) for name in args.baselines)]:
-        scenario, sides = prepared(args, phase, "--baseline", name)
-        data = images_of(scenario, phase, args.images)
+        scenario, model, baseline = begun(args, phase, "--baseline", name)
+        plain = Plain(scenario, model, baseline)  # has a copy of the network, which ours is going to change
+        data = scenario.train_data(list(scenario.protocol.phases[: phase + 1]))
+        data = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: args.images]]
+        functions = {"ours": epoch_of(scenario, model, baseline, data), "plain": partial(plain.train_epoch, data)}
         part = f"phase {phase}" + (f", {name}" if phase else "")
-        times = timed(sides, "train_epoch", data, repeats=args.repeats)
-        results[part] = compared(f"train, {part}", times, len(data))
+        results[part] = compared(f"train, {part}", by_turns(functions, args.repeats), len(data))
     return results
-
-
-def select(args: argparse.Namespace) -> dict:
-    """Exemplars of phase 0: features of all its images, then herding of 20 of each class."""
-    scenario, sides = prepared(args, 0)
-    phase, seconds = scenario.protocol.phases[0], sides["ours"].herding_seconds
-    data = scenario.train_data([phase])
-    result = compared(f"select, {phase.seen} classes", timed(sides, "select", data, 20), len(data))
-    print(f"  of which our herding, after the features: {seconds[-1]:.2f} s")
-    return result | {"herding_seconds": seconds}
-
-
-def evaluate(args: argparse.Namespace) -> dict:
-    """CNN and NME accuracy on all test images, the means included."""
-    scenario, sides = prepared(args, 5)
-    phases = scenario.protocol.phases
-    data, test = scenario.train_data(list(phases)), scenario.test_data(phases[-1])
-    exemplars = data[torch.cat([(data.labels == c).nonzero()[:20, 0] for c in range(phases[-1].seen)])]
-    return compared("evaluate", timed(sides, "evaluate", exemplars, test, repeats=args.repeats), len(test))
 
 
 def protocol(args: argparse.Namespace) -> dict:
     """A whole run, LwF's loss with herding exemplars, by main.py's `run` and by the plain pipeline: once each."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--method baseline --baseline icarl --epochs {args.epochs} --out {folder}"
-        _, sides = prepared(args, 0, *flags.split())
-        times = timed(sides, "protocol")
+        plain = Plain(*begun(args, 0, *flags.split()))
+        functions = {"ours": partial(algorithm.run, plain.config), "plain": plain.protocol}
+        times = by_turns(functions, repeats=1, warm_up=False)
+        phases = json.loads(Path(folder, "results.json").read_text(encoding="utf-8"))["phases"]
     result = compared(f"protocol, {args.epochs} epochs a phase", times, 3600, "runs/hour")
     minutes = [f"{name} {seconds / 60:.2f}" for name, (seconds,) in times.items()]
     print(f"  minutes: {', '.join(minutes)}")
-    return result | {"accuracies": {name: side.accuracies for name, side in sides.items()}}
+    ours = [[phase["accuracy"][name] for name in ("cnn", "nme")] for phase in phases]
+    return result | {"accuracies": {"ours": ours, "plain": plain.accuracies}}
 
 
-PARTS = {part.__name__: part for part in (train, select, evaluate, protocol, unroll)}
+PARTS = {part.__name__: part for part in (train, protocol, unroll)}
 
 
 if __name__ == "__main__":

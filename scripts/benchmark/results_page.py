@@ -20,7 +20,7 @@ from mnemonics.engine.errors import UsageError, command
 from mnemonics.engine.files import write_if_new
 from mnemonics.reporting.paper import paper_number
 from mnemonics.reporting.read import load_results
-from mnemonics.reporting.tables import METRICS, interval
+from mnemonics.reporting.tables import METRICS, interval, plus_minus
 from mnemonics.reporting.text import Results, percent, render_table
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -31,12 +31,6 @@ def runs_of(folder: Path, name: str) -> dict[int, Results]:
     """seed -> run, of the runs of this name."""
     paths = [folder / f"{name}.json", *sorted(folder.glob(f"{name}_seed*.json"))]
     return {run["config"]["random_seed"]: run for run in map(load_results, paths)}
-
-
-def with_interval(values: Sequence[float], sign: str = "") -> str:
-    """Mean and, of several values, half the width of its 95% confidence interval (Student's t)."""
-    mean, half = interval(values)
-    return f"{mean:{sign}.2f}" + ("" if half is None else f" +- {half:.2f}")
 
 
 def papers_average(results: Results, classifier: str) -> float | None:
@@ -50,7 +44,7 @@ def papers_average(results: Results, classifier: str) -> float | None:
 def phases_row(title: str, runs: dict[int, Results], name: str) -> list[str]:
     """Accuracy after each phase, average and forgetting of a classifier, and the paper's average."""
     curves = zip(*([phase["accuracy"][name] for phase in run["phases"]] for run in runs.values()), strict=True)
-    averages = [with_interval([run["summary"][metric][name] for run in runs.values()]) for metric in METRICS[:2]]
+    averages = [plus_minus(*interval([r["summary"][metric][name] for r in runs.values()])) for metric in METRICS[:2]]
     paper = percent(papers_average(next(iter(runs.values())), name))
     return [title, *(f"{interval(values)[0]:.2f}" for values in curves), *averages, str(len(runs)), paper]
 
@@ -59,7 +53,7 @@ def gains_row(title: str, runs: dict[int, Results], others: dict[int, Results], 
     """What `runs` have more than `others`, in points."""
     seeds = runs.keys() & others.keys()
     sides = [[[side[s]["summary"][m][name] for s in seeds] for m in METRICS] for side in (runs, others)]
-    gains = [with_interval(list(map(operator.sub, *pair)), "+") for pair in zip(*sides, strict=True)]
+    gains = [plus_minus(*interval(list(map(operator.sub, *pair))), "+") for pair in zip(*sides, strict=True)]
     return [title, *gains, str(len(seeds))]
 
 

@@ -52,6 +52,7 @@ class Payload:
 HOSTILE = {  # what becomes of a whole checkpoint -> the message
     "another version": (lambda data: saved({"format": 99}), "format 99"),
     "code": (lambda data: saved({"format": checkpoint.FORMAT, "model": Payload()}), "cannot be read"),
+    "no version": (lambda data: saved([1, {"format": None}]), "cannot be read"),
     "protocol 4": (lambda data: saved({"format": checkpoint.FORMAT}, pickle_protocol=4), "protocol"),  # no warning
     "old format before an archive": (
         lambda data: saved({"format": checkpoint.FORMAT}, _use_new_zipfile_serialization=False) + data,
@@ -71,7 +72,7 @@ def test_hostile_and_damaged_files_are_refused_in_a_line(kind, tmp_path, monkeyp
     with pytest.raises(ValueError, match=message) as refused:
         checkpoint.load_alone(tmp_path / "c.pt")
     assert "\n" not in str(refused.value)
-    is_whole = kind in ("another version", "code", "protocol 4")
+    is_whole = kind in ("another version", "code", "no version", "protocol 4")
     assert isinstance(refused.value, checkpoint.DamagedError) is not is_whole
     assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
 

@@ -58,7 +58,7 @@ def test_logits_are_those_of_the_original_module(kind, tmp_path):
     for path in paths:
         network = read_network(path)
         assert authors_modules() == []
-        assert (network.name, network.image_size) == (name, size)
+        assert (network.network, network.image_size) == (name, size)
         assert isinstance(network.model.classifier, SplitCosineLinear) is (new > 0)
         assert isinstance(network.model.conv1, ScaledConv2d) is ("weight transfer" in kind)
         model = network.model.eval()

@@ -77,12 +77,14 @@ def test_the_report_of_a_run_has_all_its_numbers(runs):
         rows = [row for row in page.rows if row[0] == name]
         assert [row[4:6] for row in rows].count(two_decimals(phase["accuracy"][k] for k in ("cnn", "nme"))) == 1
         assert [name, *(f"{losses[key]:.4f}" for key in ("start", "optimised", "rounded"))] in [r[:4] for r in rows]
+        origin = two_decimals(phase["accuracy_by_phase_of_origin"]["cnn"])
+        assert [name, *origin, *[""] * (6 - len(origin))] in page.rows
         assert f"{phase['seconds']['train']:.2f}" in rows[-1]
     facts = [results["class_order_sha256"], results["environment"]["command"], "average accuracy = mean over all 6"]
     assert all(words in page.text for words in facts)
     for name, value in results["config"].items():
         assert re.search(rf"{name}\s*{'on' if value is True else 'off' if value is False else value or ''}", page.text)
-    assert (len(page.all("svg")), len(page.all("img"))) == (5, 4)  # two curves, origin, confusion, time
+    assert (len(page.all("svg")), len(page.all("img"))) == (3, 4)  # two curves, confusion
 
 
 def test_the_comparison_has_both_runs_side_by_side(runs, comparison):

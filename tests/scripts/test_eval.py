@@ -14,7 +14,7 @@ import torch
 from authors_networks import authors_modules, make, save, stand_ins
 from PIL import Image
 
-from eval import convert_legacy, evaluate
+from eval import evaluate
 from mnemonics import algorithm
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.sources import load_source
@@ -34,12 +34,12 @@ MODEL = "run_0_iteration_{}_model.pth"
 
 @pytest.fixture
 def run(capsys):
-    """Runs a command in this process. Returns what it printed or, with status 2, its `lines` on standard error."""
+    """Runs a command in this process. Returns what it printed or, with status 2, its line on standard error."""
 
-    def run(main, *arguments, status=0, lines=1):
+    def run(main, *arguments, status=0):
         assert main([str(a) for a in arguments]) == status
         out, error = capsys.readouterr()
-        assert error.count("\n") == (lines if status else 0)
+        assert error.count("\n") == (status == 2)
         return error if status else out
 
     return run
@@ -122,15 +122,6 @@ def test_a_checkpoint_of_format_3(bic, results, tmp_path, evaluated):
     assert [measured(p) for p in evaluated(tmp_path / "old.pt")["phases"]] == [measured(results["phases"][2])]
 
 
-def test_several_targets(bic, tmp_path, evaluated):
-    other = shutil.copytree(bic, tmp_path / "other" / "bic")
-    files = [bic / "phase_0.pt", bic / "phase_1.pt", other / "phase_0.pt"]
-    error = evaluated(*files, tmp_path / "nothing", status=2, lines=2)
-    assert "nothing: no such file or folder" in error
-    assert "another one of this name" in error
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["bic_phase_0", "bic_phase_1"]
-
-
 REFUSED = {  # what phase_0.pt in a folder of its own is changed to, or a flag -> the message
     "page": (lambda old: b"<html>hello", "{file}: not a checkpoint of this program"),
     "truncated": (lambda old: old[:-1000], "{file}: not a checkpoint of this program, or a damaged one"),
@@ -200,7 +191,7 @@ def learn_by_heart(network, images, labels):
         half.weight.copy_(weight)
 
 
-def test_an_authors_folder_by_its_name_and_converted(theirs, tmp_path, run, evaluated):
+def test_an_authors_folder_by_its_name(theirs, tmp_path, evaluated):
     folder, expected = theirs
     found, text = evaluated(folder), (tmp_path / "out" / "evaluation.md").read_text()
     assert cnn(found) == expected
@@ -211,10 +202,6 @@ def test_an_authors_folder_by_its_name_and_converted(theirs, tmp_path, run, eval
     assert "NME: not measured in phases 0" in text
     assert "class order: made from seed 1993" in text
     assert found["summary"]["forgetting"]["cnn"] == pytest.approx(expected[0][1] - expected[2][1], abs=0.005)
-    run(convert_legacy.main, folder, tmp_path / "converted")
-    assert sorted(p.name for p in (tmp_path / "converted").iterdir()) == [f"phase_{i}.pt" for i in range(3)]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["converted", "out"]  # no scratch folder is left
-    assert cnn(evaluated(tmp_path / "converted")) == expected
 
 
 def test_flags_override_the_name_and_a_stored_order_counts(theirs, tmp_path, evaluated):
@@ -226,7 +213,6 @@ def test_flags_override_the_name_and_a_stored_order_counts(theirs, tmp_path, eva
     assert found["class_order"] == list(class_order(100, 7))
     assert cnn(found) != {1: theirs[1][1]}
     assert f"class order: read from {order.name}" in found["notices"]
-    assert "weight transfer is off by the name, but not in phases 1" in found["notices"]
     assert cnn(evaluated(*flags, "--order_seed", 1993)) == {1: theirs[1][1]}
     order.write_bytes(pickle.dumps(np.arange(10), 4))
     assert "class order has 10 classes, cifar100 has 100" in evaluated(*flags, status=2)
@@ -259,25 +245,7 @@ def test_authors_files_that_are_missing_or_do_not_fit(theirs, tmp_path, evaluate
     assert message in evaluated(folder / first, *flags, status=2)
     assert "say --dataset --nb_cl_fg --nb_cl" in evaluated(folder.rename(tmp_path / "models"), status=2)
     assert "holds neither phase_<i>.pt nor run_<r>" in evaluated(tmp_path, status=2)
-
-
-def test_a_converted_file_of_any_name(theirs, tmp_path, run):
-    model, out, other = shutil.copy(theirs[0] / MODEL.format(8), tmp_path / "x"), tmp_path / "a.pt", tmp_path / "b.pt"
-    flags = ("--dataset", "cifar100", "--nb_cl_fg", 80, "--nb_cl", 10, "--order_seed", 7)
-    run(convert_legacy.main, model, out, *flags)
-    state = checkpoint.load(out, torch.device("cpu"))
-    assert (state["phase"], state["class_order"]) == (1, list(class_order(100, 7)))
-    for arguments, message in (
-        ((model, out), "a.pt: is there already"),
-        ((model, other), "say --dataset --nb_cl_fg --nb_cl"),
-        ((model, other, *flags, "--nb_cl_fg", 50, "--nb_cl", 25), "a network for 90 classes; with --nb_cl_fg 50"),
-        ((tmp_path / "none", other), "none: no such file or folder"),
-        ((tmp_path, other), "holds no run_<r>_iteration_<k>_model.pth; give the folder that does"),
-        ((out, other, *flags), f"{out}: "),
-        ((model, "/dev/null/x", *flags), "/dev/null/x: cannot be made"),
-    ):
-        assert message in run(convert_legacy.main, *arguments, status=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "x"]
+    assert "nothing: no such file or folder" in evaluated(tmp_path / "nothing", status=2)
 
 
 STAMP = ROOT / ".venv" / "requirements.installed"

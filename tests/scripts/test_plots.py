@@ -42,7 +42,7 @@ def test_mean_and_interval_over_seeds_by_hand():
     assert curve.y == pytest.approx([61.5 - i for i in range(6)])
     assert curve.half == pytest.approx([12.7062 * 1.5] * 6, abs=1e-3)  # Student's t for two: 12.7062
     assert list(curve.x) == [50, 60, 70, 80, 90, 100]
-    assert curve.label == "name: CNN, average 61.50 ± 19.06% (n = 2)"
+    assert curve.label == "name: CNN, average 61.50 +- 19.06% (n = 2)"
     alone = curves.curve_of([make_results()], "name")
     assert (alone.half, alone.label) == (None, "name: CNN, average 60.00% (n = 1)")
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from reports import written
 
 from mnemonics.config.presets import LONGEST_NAME
 from mnemonics.experiment.paper_runs import paper_runs
@@ -36,16 +37,22 @@ python main.py --baseline icarl --exemplars herding --base_lr 1e20
 
 def start(*arguments):
     """The real script as a user starts it, on one core."""
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
     command, env = [sys.executable, "scripts/run_exp.py", *map(str, arguments)], os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes)
 
 
-def call(*arguments, text=""):
+def call(*arguments):
     """Returns (exit status, standard output, standard error)."""
     with start(*arguments) as process:
-        out, error = process.communicate(text, timeout=300)
+        out, error = process.communicate(timeout=300)
     return process.returncode, out, error
+
+
+def listed(folder, *baselines):
+    """The flag for a file with a command for each baseline, herding exemplars."""
+    lines = (f"python main.py --exemplars herding --baseline {name}" for name in baselines)
+    return "--commands", written(folder / "list.txt", "\n".join(lines))
 
 
 def runs_of(command_lines, *flags, seeds=(), runs_dir=Path("runs")):
@@ -56,7 +63,8 @@ def runs_of(command_lines, *flags, seeds=(), runs_dir=Path("runs")):
 def first_call(tmp_path_factory):
     """LIST at tiny size: (folder of the runs, exit status, standard output)."""
     folder = tmp_path_factory.mktemp("sweep")
-    status, out, _ = call("-", "--runs_dir", folder, "--jobs", 2, "--seeds", 7, *TINY, text=LIST)
+    file = written(folder / "list.txt", LIST)
+    status, out, _ = call("--commands", file, "--runs_dir", folder, "--jobs", 2, "--seeds", 7, *TINY)
     return folder, status, out
 
 
@@ -80,7 +88,7 @@ def test_killed_and_called_again_it_skips_what_is_finished_and_waits_for_what_is
     folder = first_call[0]
     (finished,) = folder.glob("*icarl*/results.json")
     before = finished.stat().st_mtime_ns
-    arguments = ("--grid", "--baseline icarl lwf", "--exemplars herding", "--runs_dir", folder, "--seeds", 7, *TINY)
+    arguments = (*listed(folder, "icarl", "lwf"), "--runs_dir", folder, "--seeds", 7, *TINY)
     with start(*arguments) as process:
         while "lwf" not in (line := process.stdout.readline()):
             assert line
@@ -103,7 +111,7 @@ def test_a_run_that_another_process_has_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_everything(tmp_path, number):
-    with start("--grid", "--baseline icarl lwf", "--runs_dir", tmp_path, *TINY) as process:
+    with start(*listed(tmp_path, "icarl", "lwf"), "--runs_dir", tmp_path, *TINY) as process:
         assert "2 runs" in process.stdout.readline()
         assert "started" in process.stdout.readline()
         process.send_signal(number)
@@ -119,7 +127,7 @@ def test_a_signal_stops_everything(tmp_path, number):
 
 @pytest.mark.parametrize(("minutes", "logs"), [(0, 0), (0.001, 1)])
 def test_out_of_time(tmp_path, minutes, logs):
-    status, out, _ = call("--minutes", minutes, "--runs_dir", tmp_path, "--grid", "--baseline lwf bic", *TINY)
+    status, out, _ = call("--minutes", minutes, "--runs_dir", tmp_path, *listed(tmp_path, "lwf", "bic"), *TINY)
     assert status == 0
     assert "2 of 2 runs left" in out
     assert len(list(tmp_path.glob("*.log"))) == logs == out.count(": stopped\n")
@@ -135,14 +143,12 @@ LISTS = [  # with a mistake, and what the message must name
     ("python main.py --help", ["main.py --help", "no experiment"]),
     ("python other.py --epochs 3", ["python other.py --epochs 3", "not of the form"]),
     ("python main.py --device 'cpu", ["list.txt", "quotation"]),
-    ("# nothing\n\n", ["no command"]),
+    ("# nothing\n\n", ["list.txt", "are expected"]),
     ("python main.py\npython main.py --device cpu", ["--device cpu", "same run folder"]),
 ]
 COMMAND_LINES = [
-    ("nowhere.txt", ["nowhere.txt: cannot be read"]),
-    ("--jobs 2 list.txt", ["list.txt"]),
-    ("list.txt --grid '--epochs 1 2'", ["one of the two"]),
-    ("--grid 'epochs 1'", ["must be a flag"]),
+    ("--commands nowhere.txt", ["nowhere.txt: cannot be read"]),
+    ("list.txt", ["main.py", "list.txt"]),
     ("--jobs 0", ["--jobs 0", "greater than 0"]),
     ("--minutes -1", ["--minutes -1", "at least 0"]),
     ("--runs_dir \0", ["--runs_dir"]),
@@ -152,7 +158,10 @@ COMMAND_LINES = [
 
 @pytest.mark.parametrize(
     ("text", "line", "words"),
-    [(text, "list.txt", words) for text, words in LISTS] + [("", line, words) for line, words in COMMAND_LINES],
+    [
+        *((text, "--commands list.txt", words) for text, words in LISTS),
+        *(("", line, words) for line, words in COMMAND_LINES),
+    ],
 )
 def test_a_mistake_ends_in_one_line_before_anything_starts(text, line, words, tmp_path, capsys, monkeypatch):
     (tmp_path / "list.txt").write_text(text)
@@ -165,11 +174,10 @@ def test_a_mistake_ends_in_one_line_before_anything_starts(text, line, words, tm
     assert (output.out, len(list(tmp_path.iterdir()))) == ("", 1)
 
 
-def test_a_grid_is_the_product_and_seeds_come_one_after_the_other():
-    commands = run_exp.chosen_commands(None, ["--baseline lucir icarl", "--nb_phases 5 10"])
-    found = [run.config for run in run_exp.make_runs(commands, ["--epochs", "2"], [1, 2], Path())]
-    expected = [(seed, name, n) for seed in (1, 2) for name in ("lucir", "icarl") for n in (5, 10)]
-    assert [(config.random_seed, config.baseline, config.nb_phases) for config in found] == expected
+def test_each_seed_goes_through_all_commands_before_the_next():
+    found = [run.config for run in runs_of(["--baseline lucir", "--baseline icarl"], "--epochs", "2", seeds=(1, 2))]
+    expected = [(seed, name) for seed in (1, 2) for name in ("lucir", "icarl")]
+    assert [(config.random_seed, config.baseline) for config in found] == expected
 
 
 def test_folders_are_named_as_by_main_and_hold_the_shared_models_unless_the_command_names_others():
@@ -245,5 +253,5 @@ def test_the_scripts_name_their_table_and_data_set(script, table, dataset):
     path = ROOT / "scripts" / f"reproduce_{script}.sh"
     assert os.access(path, os.X_OK)
     (words,) = re.findall(r'run_exp\.py (.*) "\$@"$', path.read_text(), re.M)
-    _, options, flags = run_exp.parse_command_line(words.split())
+    options, flags = run_exp.parse_command_line(words.split())
     assert (options.table, run_exp.parse_main(flags).dataset) == (table, dataset)
