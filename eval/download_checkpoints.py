@@ -45,9 +45,8 @@ def fetch(url: str, target: Path) -> None:
         target.unlink(missing_ok=True)
         target.symlink_to(path)
         return
-    quiet = not sys.stderr.isatty()
     try:
-        gdown.download(url, str(target), quiet=quiet, use_cookies=False, resume=True, **PATIENCE)
+        gdown.download(url, str(target), quiet=not sys.stderr.isatty(), use_cookies=False, resume=True, **PATIENCE)
     except (gdown.exceptions.DownloadError, requests.RequestException, ValueError) as error:
         raise UsageError(
             f"--url {url}: the download failed ({' '.join(str(error).split())}); the same command continues, and "

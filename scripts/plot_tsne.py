@@ -48,7 +48,6 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--phases", nargs="+", type=int, metavar="I", help="phases, a row each (first and last of the first run)")
     add("--classes", type=int, default=5, help="how many classes to show, the first ones (%(default)s)")
     add("--images_per_class", type=int, default=200, help="training images of each, the first ones (%(default)s)")
-    add("--seed", type=int, default=0, help="of t-SNE (%(default)s)")
     add("--data_dir", help="folder of the data set (where the run had it)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto: a GPU where there is one (%(default)s)")
     add("--out", type=Path, default=Path("tsne.png"), help="PNG or PDF; numbers go beside it, as .json (%(default)s)")
@@ -105,20 +104,20 @@ def margins_of(classifier: nn.Module, features: Tensor) -> Tensor:
     return (best[:, 0] - best[:, 1]) / inner.sigma.abs()
 
 
-def embedded(parts: Sequence[Tensor], seed: int) -> list[np.ndarray]:
+def embedded(parts: Sequence[Tensor]) -> list[np.ndarray]:
     """t-SNE of the directions of all features [n, d] together: [n, 2] for each part."""
     from sklearn.manifold import TSNE  # takes a second to import
 
     points = F.normalize(torch.cat([part.double().cpu() for part in parts]), dim=1).numpy()
     perplexity = min(30, (len(points) - 1) / 3)  # 30 is usual, more than this is not possible
-    flat = TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(points)
+    flat = TSNE(init="pca", random_state=0, perplexity=perplexity).fit_transform(points)
     return np.split(flat, np.cumsum([len(part) for part in parts])[:-1])
 
 
-def plot_panel(axes: Axes, found: dict[str, Points], others: Tensor, seed: int) -> None:
+def plot_panel(axes: Axes, found: dict[str, Points], others: Tensor) -> None:
     """Images, exemplars and the other classes."""
     looks = ({"s": 12, "alpha": 0.3, "linewidths": 0}, {"s": 34, "edgecolors": "black", "linewidths": 0.6})
-    *places, of_others = embedded([*(features for features, _, _ in found.values()), others], seed)
+    *places, of_others = embedded([*(features for features, _, _ in found.values()), others])
     for (_, labels, _), place, look in zip(found.values(), places, looks, strict=True):
         axes.scatter(*place.T, c=[COLOURS[label] for label in labels.tolist()], **look)
     axes.scatter(*of_others.T, c=GREY, marker="x", s=40)
@@ -133,7 +132,7 @@ def plot(options: argparse.Namespace, runs: list[Run]) -> tuple[Figure, list[dic
     grid = figure.subplots(len(options.phases), len(runs), squeeze=False)
     for (i, phase), (j, name) in product(enumerate(options.phases), enumerate(names)):
         found, others = measure(runs[j], phase, options)
-        plot_panel(grid[i, j], found, others, options.seed)
+        plot_panel(grid[i, j], found, others)
         row: dict[str, Any] = {"run": name, "phase": phase}
         for kind, (_, labels, margins) in found.items():
             mean, half = interval(margins.tolist())

@@ -83,16 +83,18 @@ for package in ("numpy.core", "numpy._core"):  # numpy 1 and 2
 
 
 class Reader(pickle.Unpickler):
-    """Loads the pickle that begins at `start`; it ends at `end`. Raises PickleError."""
+    """Loads the pickle that begins at `start`; it ends at `end`."""
 
     names: Mapping[str, Any] = ARRAYS  # what a pickle may mention, and what that stands for
 
     def __init__(self, data: bytes, start: int = 0) -> None:
-        self.end = scan(data, start)
-        super().__init__(io.BytesIO(data[start : self.end]), encoding="latin1")
+        self.data, self.start = data, start
+        super().__init__(io.BytesIO(data[start:]), encoding="latin1")
 
     def load(self) -> Any:
+        """The object in the pickle, which is looked at before. Raises PickleError."""
         try:
+            self.end = scan(self.data, self.start)
             return super().load()
         except PickleError:
             raise

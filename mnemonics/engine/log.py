@@ -18,7 +18,6 @@ from tqdm import tqdm
 from mnemonics.engine.distributed import is_main
 from mnemonics.engine.files import naming
 
-FLUSH_SECONDS = 60
 LINE_SECONDS = 60.0  # between the lines that stand for a bar where there is no terminal
 
 
@@ -75,7 +74,6 @@ class RunLog:
         self.file = open(self.path, "a", buffering=1, **encoding)  # noqa: SIM115 (closed by __exit__)
         self.event_files = folder / "events"
         self.events = EventsWriter(str(self.event_files)) if is_main() else None
-        self.flushed = time.monotonic()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -107,6 +105,4 @@ class RunLog:
             return
         with naming(self.event_files):
             self.events.write_event(Event(summary=summary, step=step, wall_time=time.time()))
-            if time.monotonic() - self.flushed > FLUSH_SECONDS:
-                self.events.flush()
-                self.flushed = time.monotonic()
+            self.events.flush()

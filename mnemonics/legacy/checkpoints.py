@@ -100,10 +100,6 @@ def rebuild_tensor(storage: Numbers, offset: int, size: tuple, stride: tuple, *_
     return Numbers(tensor)
 
 
-def rebuild_parameter(data: Numbers, *_: object) -> Numbers:
-    return data
-
-
 STORAGES = {
     f"{module}.{kind}Storage": dtype
     for module in ("torch", "torch.cuda")
@@ -122,8 +118,8 @@ MODULES = (
 )
 FUNCTIONS = {
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
-    "torch._utils._rebuild_parameter": rebuild_parameter,
-    "torch.nn.parameter.Parameter": rebuild_parameter,  # PyTorch 0.4.0
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch.nn.parameter.Parameter": lambda data, *_: data,  # PyTorch 0.4.0
     "torch.nn.backends.thnn._get_thnn_function_backend": lambda: None,  # in every module up to PyTorch 1.3
     "collections.OrderedDict": dict,
     "__builtin__.set": set,

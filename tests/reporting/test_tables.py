@@ -215,12 +215,6 @@ def test_definitions_machines_and_commits_are_named():
         assert words in text
 
 
-def test_over_seeds_by_hand():
-    lines = tables.over_seeds([make_results(seed, 60.0 + 2 * seed) for seed in (0, 1)]).split("\n")
-    assert lines[0].startswith("2 runs, training seeds 0, 1: mean +- half the width of the 95% confidence interval")
-    assert lines[1] == "average accuracy: CNN 61.00 +- 12.71, NME 1.00 +- 0.00"
-
-
 def test_summarise_prints_and_writes_the_table_of_all_runs_in_folders(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runs = [make_results(seed, 60.0 + seed) for seed in (1, 2)]

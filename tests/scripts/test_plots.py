@@ -114,15 +114,6 @@ def test_margins_by_hand():
     assert torch.allclose(tsne.margins_of(corrected, features), torch.tensor([0.0, 0.8]), atol=1e-6)
 
 
-def test_tsne_keeps_neighbours_together_and_repeats():
-    data = torch.eye(3).repeat_interleave(20, 0)
-    data = data + 0.05 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    images, exemplars = tsne.embedded([data, data[::20]], 0)
-    distance = np.linalg.norm(images[:, None] - exemplars[None], axis=2)
-    assert distance.argmin(axis=1).tolist() == torch.arange(3).repeat_interleave(20).tolist()
-    assert np.array_equal(images, tsne.embedded([data, data[::20]], 0)[0])
-
-
 def test_plot_tsne_tells_a_mistake_in_one_line(tmp_path, capsys):
     run, other, empty = tiny_run("herding"), tmp_path / "other", tmp_path / "empty"
     stored = torch.load(run / "phase_0.pt", weights_only=True)

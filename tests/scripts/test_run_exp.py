@@ -230,14 +230,6 @@ def test_the_lists_cover_every_number_of_the_paper_on_cifar100(table, count):
         assert {(rows[part], n) for rows, n in mine if part in rows} == expected
 
 
-def test_both_tables_in_one_go_begin_with_the_most_telling_rows():
-    rows = [" ".join(flags).removesuffix(" --last_batch keep") for flags in paper_runs("all")]
-    assert len(paper_runs("table1")) == 24
-    assert rows[:4] == [" ".join(flags).removesuffix(" --last_batch keep") for flags in paper_runs("table1")][:4]
-    assert rows[13] == "--nb_phases 5 --baseline lucir --method mnemonics --no-weight_transfer"  # one part alone
-    assert rows[-1] == "--nb_phases 25 --baseline lucir --method mnemonics --exemplars herding --adjust_always"
-
-
 @pytest.mark.parametrize(
     ("script", "table", "dataset"),
     [
