@@ -1,0 +1,1 @@
+"""Exemplars in other frameworks. Each module needs the package that it is named after."""
