@@ -19,6 +19,7 @@ from unittest import mock
 
 import torch
 from torch.optim.sgd import sgd
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
@@ -43,6 +44,7 @@ class Gpu:
         self.reads = collections.Counter()  # (what makes the host wait, where) -> times
         self.replays, self.operations = 0, 0
         self.capturing = None  # the `Graph` that is being captured
+        self.meta = False  # whether the operation was asked for on this device
 
     def waits(self, what):
         if self.capturing is not None:
@@ -101,6 +103,15 @@ class Everywhere(TorchDispatchMode):
         return carried_out(operation, args, kwargs or {})
 
 
+class OnMeta(TorchFunctionMode):
+    """Tells the device "meta" that was asked for from that of tensors here, which C++ takes for it."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        with mock.patch.object(gpu, "meta", str(kwargs.get("device")) == "meta"):
+            return function(*args, **kwargs)
+
+
 def unwrapped(value):
     return value.inner if isinstance(value, OnDevice) else value
 
@@ -113,6 +124,8 @@ def carried_out(operation, args, kwargs):
     """What the operation gives, on the device where it would be; raises PretendedError where a GPU would."""
     name, asked = operation.name().split(".")[0], kwargs.get("device")
     asked = None if asked is None else torch.device(asked).type
+    if asked == "meta" and gpu.meta:
+        return operation(*args, **kwargs)
     tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, torch.Tensor)]
     ours = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
     gpu.operations += 1
@@ -310,6 +323,7 @@ def device():
             mock.patch.multiple(torch.cuda, **cuda),
             mock.patch.multiple(torch, **patches),
             mock.patch.object(torch.Tensor, "pin_memory", lambda self, *_: self),
+            OnMeta(),
             Everywhere(),
         ):
             yield gpu

@@ -1,0 +1,126 @@
+"""What runs on a GPU, on a pretended one: numbers as on the CPU, and no waiting of the host where it counts."""
+
+import pretended_cuda
+import pytest
+import torch
+from image_folders import pictures
+
+from mnemonics import algorithm
+from mnemonics.experiment.state import parse_args
+
+FLAGS = (
+    "--dataset digits --max_images_per_class 6 --network resnet8 --epochs 1 --train_batch_size 16 --nb_phases 1 "
+    "--amp off --nb_protos 2 --mnemonics_epochs 2 --mnemonics_steps 2 --mnemonics_val_batch_size 32 --finetune_epochs 1"
+).split()
+CASES = {
+    "lucir": "",
+    "adjusting": "--adjust_always --mnemonics_optimizer sgd",
+    "icarl, all weights": "--baseline icarl --no-weight_transfer",
+    "lwf, unroll-fc": "--baseline lwf --mnemonics_variant unroll-fc --mnemonics_base new",
+    "bic, class-mean": "--baseline bic --mnemonics_variant class-mean",
+    "replay, coded": "--baseline replay --exemplar_format png --exemplars herding",
+    "without CUDA graphs": "--no-cuda_graphs",
+    "files": "--dataset folder --image_size 16 --num_workers 0",
+}
+
+
+def run(folder, flags, device):
+    """The phases of a run, without what it took."""
+    results, _ = algorithm.run(parse_args([*FLAGS, *flags, "--device", device, "--out", str(folder)]))
+    return [{**phase, "seconds": 0, "peak_memory_bytes": 0} for phase in results["phases"]]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_numbers_as_on_the_cpu(case, tmp_path):
+    flags = CASES[case].split()
+    if case == "files":
+        flags += ["--data_dir", str(pictures(tmp_path / "images"))]
+    expected = run(tmp_path / "cpu", flags, "cpu")
+    with pretended_cuda.device() as gpu:
+        assert run(tmp_path / "gpu", flags, "cuda") == expected
+    assert gpu.replays > 0  # of training steps at least
+    assert not [place for _, place in gpu.reads if place.startswith("exemplars/unroll")]
+
+
+def test_an_update_reads_two_values_and_a_training_step_none(tmp_path):
+    def reads(*flags):
+        with pretended_cuda.device() as gpu:
+            run(tmp_path / "_".join(flags), flags, "cuda")
+        return sum(gpu.reads.values())
+
+    base = reads("--mnemonics_epochs", "2")
+    assert reads("--mnemonics_epochs", "5") - base <= 2 * 2 * 3  # in two phases
+    assert reads("--mnemonics_epochs", "2", "--train_batch_size", "4") == base
+
+
+@pytest.mark.parametrize("checkpoint", [6, 14])
+def test_a_run_is_taken_up_in_the_middle(checkpoint, tmp_path, monkeypatch):
+    flags, written = ["--checkpoint_minutes", "0", "--adjust_always"], []
+    expected = run(tmp_path / "whole", flags, "cpu")
+    save = algorithm.save_partial
+
+    class Killed(Exception):
+        pass
+
+    def save_and_die(*arguments):
+        save(*arguments)
+        written.append(1)
+        if len(written) == checkpoint:
+            raise Killed
+
+    with pretended_cuda.device():
+        monkeypatch.setattr(algorithm, "save_partial", save_and_die)
+        with pytest.raises(Killed):
+            run(tmp_path / "run", flags, "cuda")
+        assert run(tmp_path / "run", flags, "cuda") == expected
+
+
+# the pretended device itself
+
+
+def test_devices_do_not_mix():
+    with pretended_cuda.device():
+        there = torch.ones(3, device="cuda")
+        assert (there.device, there.is_cuda) == (torch.device("cuda:0"), True)
+        with pytest.raises(pretended_cuda.PretendedError, match="aten::add"):
+            there + torch.ones(3)
+        assert (there + 1).cpu().tolist() == [2, 2, 2]
+    assert not torch.cuda.is_available()
+    assert type(torch.tensor([1.0]) + 1) is torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (lambda x: x.sum().item(), "_local_scalar_dense"),
+        (lambda x: x[x > 0], "by a mask"),
+        (lambda x: x.tolist(), "tolist"),
+        (lambda x: x.cpu(), "to the host"),
+        (lambda x: torch.zeros(3).to(x.device), "to the device"),
+        (lambda x: x.new_tensor([1.0]), "new_tensor"),
+    ],
+)
+def test_what_the_host_waits_for_is_seen_and_not_captured(read, name):
+    with pretended_cuda.device() as gpu:
+        x = torch.ones(3, device="cuda")
+        before = sum(gpu.reads.values())
+        read(x)
+        assert [what for what, _ in gpu.reads if name in what]
+        assert sum(gpu.reads.values()) == before + 1
+        graph = torch.cuda.graph(torch.cuda.CUDAGraph())
+        with pytest.raises(pretended_cuda.PretendedError, match="in a capture"), graph:
+            read(x)
+
+
+def test_a_graph_replays_on_new_values():
+    with pretended_cuda.device() as gpu:
+        x, y = torch.ones(2, device="cuda"), torch.zeros(2, device="cuda")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y.add_(2 * x)
+        x.fill_(5)
+        y.zero_()
+        graph.replay()
+        graph.replay()
+        assert y.cpu().tolist() == [20, 20]
+        assert gpu.replays == 2
