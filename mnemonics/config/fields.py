@@ -115,6 +115,9 @@ class ExperimentConfig:
     eval_batch_size: int = later(200, "batch size of evaluation and feature extraction", compared=False)
     T: float = later(2.0, "temperature of the distillation", symbol="T", used_by="lwf icarl bic")
     beta: float = later(0.25, "LwF and iCaRL: weight of the distillation", zero=True, used_by="lwf icarl")
+    imprint: bool = later(
+        False, "LwF and iCaRL: imprint new class weights and leave old ones fixed, as LUCIR does", used_by="lwf icarl"
+    )
     lamda: float | None = later(
         None,
         "LUCIR: weight of the less-forget loss, before its factor sqrt(old / new classes)",
