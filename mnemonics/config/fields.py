@@ -178,8 +178,12 @@ class ExperimentConfig:
         "later phases make of it: its size relative to the weights",
         zero=True,
     )
-    mnemonics_epochs: int | None = by_preset(
-        20, 50, "exemplar updates per phase, of new exemplars and in adjusting each"
+    mnemonics_epochs: int | None = by_preset(20, 50, "epochs of the exemplar level, for new and for old exemplars each")
+    mnemonics_epoch_unit: str | None = by_preset(
+        "update",
+        "pass",
+        "what each of these is: an update of the exemplars, or one for each batch of a pass over the validation images",
+        choices=("update", "pass"),
     )
     mnemonics_outer_lr: float | None = by_preset(
         0.01,

@@ -15,6 +15,7 @@ from torch import nn
 from mnemonics.baselines import BASELINES
 from mnemonics.config.command_line import check
 from mnemonics.config.fields import SETTINGS, ExperimentConfig
+from mnemonics.config.presets import OLDER
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.data.identity import Identity, difference, identity_of, order_by_name
 from mnemonics.data.images import DataError
@@ -111,7 +112,7 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
 
 def upgraded(state: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint of a finished phase as this version writes it. What finished runs left stays readable."""
-    state["settings"] = {name: value for name, value in state["settings"].items() if name in SETTINGS}
+    state["settings"] = OLDER | {name: value for name, value in state["settings"].items() if name in SETTINGS}
     if state["format"] == 3:
         exemplars, held_out = state["exemplars"], state.pop("held_out")
         counts = torch.tensor([len(exemplars["labels"]), len(held_out["labels"])])
