@@ -74,7 +74,7 @@ def own_target(path: Path, options: argparse.Namespace) -> Target:
     """
     files = phase_files(path)
     if path.is_dir() and not files:
-        raise UsageError(f"{path}: holds neither phase_<i>.pt nor run_<r>_iteration_<k>_model.pth; name what does")
+        raise UsageError(f"{path}: holds no phase_<i>.pt; name a run folder (eval/evaluate.py takes the authors' too)")
     state = read_state(files[min(files)] if files else path, torch.device("cpu"))
     for name in FIXED:
         given, known = getattr(options, name, None), state["settings"][name]
