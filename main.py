@@ -4,6 +4,7 @@
     python main.py --dataset digits --nb_phases 5 --epochs 20 --network resnet8
     python main.py --help                                    every flag
 
+    python main.py predict RUN IMAGE...                      what is on images, by a trained network
     torchrun --nproc_per_node=2 main.py ...                  on several GPUs
 
 Exit status: 0 done, 1 the run failed, 2 the command line or the data must be changed, 143 or 130 stopped by SIGTERM or

@@ -37,7 +37,7 @@ def evaluate(
         sources["ncm"] = context.seen_data()
     means = {name: class_means(model, data, seen, prep, batch_size) for name, data in sources.items()}
     test = context.scenario.test_data(context.phase)
-    predictions = predict(model, test.images, means, prep, batch_size)
+    predictions = {name: s.argmax(1) for name, s in scores(model, test.images, means, prep, batch_size).items()}
     origin = torch.from_numpy(context.scenario.protocol.phase_of_label()).to(test.labels.device)
     confusion = confusion_matrix(predictions.get(headline, predictions["cnn"]), test.labels, seen)
     return accuracies(predictions, test.labels, origin) | {"confusion": confusion}
@@ -112,16 +112,14 @@ def class_means(
 
 
 @torch.no_grad()
-def predict(
+def scores(
     model: nn.Module, images: Tensor | FileImages, means: dict[str, Tensor], prep: Preprocessing, batch_size: int
 ) -> dict[str, Tensor]:
-    """Predicted labels int64 [n] of uint8 images: "cnn" by the network output, and by the nearest of each set of means.
-
-    All means have unit length, so the nearest one is the one with the largest inner product.
-    """
+    """Scores [n, classes] of uint8 images: "cnn", the network output; for each set of means, which have unit length,
+    the cosines between features and means."""
     features = features_of(model, images, prep, batch_size)
-    nearest = {name: (features.double() @ m.T).argmax(1) for name, m in means.items()}
-    return {"cnn": model.classifier(features).argmax(1)} | nearest
+    directions = F.normalize(features.double(), dim=1)
+    return {"cnn": model.classifier(features)} | {name: directions @ m.T for name, m in means.items()}
 
 
 def accuracy_percent(predicted: Tensor, labels: Tensor) -> float:

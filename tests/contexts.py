@@ -6,7 +6,7 @@ import torch
 
 from mnemonics.baselines import BASELINES
 from mnemonics.config import presets
-from mnemonics.config.fields import ExperimentConfig
+from mnemonics.config.fields import SETTINGS, ExperimentConfig
 from mnemonics.data.scenario import PhaseContext, Scenario
 from mnemonics.engine.progress import Progress
 from mnemonics.exemplars.base_level import BilevelSettings
@@ -30,6 +30,5 @@ def context(prep, config=None, phase=0, progress=None):
 
 def with_settings(settings: BilevelSettings, **others):
     """The command line that has these settings of the exemplar level, without augmentation."""
-    names = [f.name for f in dataclasses.fields(settings) if f.name != "cuda_graphs"]
-    values = {f"mnemonics_{name}": getattr(settings, name) for name in names}
+    values = {f"mnemonics_{name}": value for name, value in vars(settings).items() if f"mnemonics_{name}" in SETTINGS}
     return ExperimentConfig(**{"mnemonics_augment": False} | values | others)

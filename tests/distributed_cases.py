@@ -23,7 +23,7 @@ from mnemonics.config.fields import ExperimentConfig  # noqa: E402
 from mnemonics.data.batches import LabelledImages, Preprocessing, StreamedBatches, batch_sizes, training_batches  # noqa: E402
 from mnemonics.data.sources import load_source  # noqa: E402
 from mnemonics.engine import distributed  # noqa: E402
-from mnemonics.evaluation import features_of, predict  # noqa: E402
+from mnemonics.evaluation import features_of, scores  # noqa: E402
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings  # noqa: E402
 from mnemonics.exemplars.codec import Codec  # noqa: E402
 from mnemonics.exemplars.meta_level import adjust_old_exemplars, optimise_new_exemplars  # noqa: E402
@@ -103,8 +103,8 @@ def features(n):
     model.train()
     model(prep(torch.float64).plain(digits(3, range(10)).images[distributed.own_rows()]))  # other running statistics
     result = [features_of(model, data.images, prep(torch.float64), 2, mirrored) for mirrored in (False, True)]
-    predictions = predict(model, data.images, {"nme": result[0][:5]}, prep(torch.float64), 2)
-    return {"plain": result[0], "mirrored": result[1], **predictions}
+    found = scores(model, data.images, {"nme": result[0][:5]}, prep(torch.float64), 2)
+    return {"plain": result[0], "mirrored": result[1], **{name: s.argmax(1) for name, s in found.items()}}
 
 
 def pixel_gradients(variant, validation_images):

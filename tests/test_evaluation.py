@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mnemonics.data.batches import LabelledImages, Preprocessing
-from mnemonics.evaluation import accuracies, accuracy_percent, class_means, features_of, mean_features, predict, summary
+from mnemonics.evaluation import accuracies, accuracy_percent, class_means, features_of, mean_features, scores, summary
 
 PREP = Preprocessing(torch.zeros(3), torch.ones(3), 0, True)
 
@@ -62,9 +62,9 @@ def test_nme_is_the_nearest_mean_in_euclidean_distance():
     means = F.normalize(torch.rand(4, 2, dtype=torch.float64))
     features = features_of(Corners(), images, PREP, 50).double()
     by_distance = torch.cdist(F.normalize(features), means).argmin(1)
-    predictions = predict(Corners(), images, {"nme": means}, PREP, 7)
-    assert torch.equal(predictions["nme"], by_distance)
-    assert torch.equal(predictions["cnn"], features.argmax(1))
+    found = scores(Corners(), images, {"nme": means}, PREP, 7)
+    assert torch.equal(found["nme"].argmax(1), by_distance)
+    assert torch.equal(found["cnn"].argmax(1), features.argmax(1))
 
 
 def test_accuracy_is_in_percent_with_two_decimals():

@@ -2,12 +2,15 @@
 
 from abc import ABC, abstractmethod
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, Preprocessing
+from mnemonics.evaluation import features_of, mean_features
 from mnemonics.models import folded
-from mnemonics.models.layers import grown, use_weight_transfer
+from mnemonics.models.layers import SplitCosineLinear, grown, use_weight_transfer
 from mnemonics.protocol import Phase
 
 
@@ -19,6 +22,7 @@ class Baseline(ABC):
 
     headline = "cnn"  # what the paper's table shows: "cnn" (network output) or "nme" (nearest mean of exemplars)
     rehearses = "exemplars"  # what it trains on beside D_i: "exemplars", "nothing" or "everything" of earlier phases
+    imprints = False  # whether new class weights start from the mean feature of their images and old ones stay fixed
 
     def __init__(self, config: ExperimentConfig):
         self.config = config
@@ -32,10 +36,14 @@ class Baseline(ABC):
             model.classifier = grown(model.classifier, len(phase.new_labels))
             if self.config.weight_transfer:
                 use_weight_transfer(model)
+            if self.imprints:
+                features = features_of(model, new_data.images, prep, self.config.eval_batch_size)
+                imprint(model.classifier, features, new_data.labels)
 
     def parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """What the model level trains."""
-        return [p for p in model.parameters() if p.requires_grad]
+        old = getattr(model.classifier, "old_weight", None) if self.imprints else None  # phase 0 has none
+        return [p for p in model.parameters() if p.requires_grad and p is not old]
 
     @classmethod
     def is_bound(cls) -> bool:
@@ -52,3 +60,12 @@ class Baseline(ABC):
 
     def calibrate(self, model: nn.Module, held_out: LabelledImages, prep: Preprocessing) -> None:  # noqa: B027
         """Correct `model` in place by means of exemplars that it was not trained on (stage 2 of BiC)."""
+
+
+@torch.no_grad()
+def imprint(classifier: SplitCosineLinear, features: Tensor, labels: Tensor) -> None:
+    """Set the weights of the new classes to the direction of the mean normalised feature of their images (features
+    float [n, d], labels int64 [n]), with the mean norm of the old weights."""
+    num_old, num_new = len(classifier.old_weight), len(classifier.new_weight)
+    directions = F.normalize(mean_features(features, labels - num_old, num_new), dim=1)
+    classifier.new_weight.copy_(directions * classifier.old_weight.norm(dim=1).mean())

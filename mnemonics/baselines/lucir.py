@@ -2,15 +2,10 @@
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnemonics.baselines.base import Baseline
-from mnemonics.data.batches import LabelledImages, Preprocessing
-from mnemonics.evaluation import features_of, mean_features
-from mnemonics.models.layers import SplitCosineLinear
-from mnemonics.protocol import Phase
 
 
 def less_forget(features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -39,15 +34,7 @@ class LUCIR(Baseline):
     """Cross-entropy + lamda * sqrt(old / new classes) * less-forget + lw_mr * margin ranking. The weights of old
     classes stay as they are, those of new ones start from the mean feature of their images."""
 
-    def begin_phase(self, model: nn.Module, phase: Phase, new_data: LabelledImages, prep: Preprocessing) -> None:
-        super().begin_phase(model, phase, new_data, prep)
-        if phase.index > 0:
-            features = features_of(model, new_data.images, prep, self.config.eval_batch_size)
-            imprint(model.classifier, features, new_data.labels)
-
-    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
-        old = getattr(model.classifier, "old_weight", None)  # phase 0 has none
-        return [p for p in super().parameters(model) if p is not old]
+    imprints = True
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         config, classifier = self.config, model.classifier
@@ -60,12 +47,3 @@ class LUCIR(Baseline):
         forgetting = less_forget(features, self.teacher.features(images))
         ranking = margin_ranking(cosines, labels, num_old, config.K, config.dist)
         return loss + config.lamda * math.sqrt(num_old / num_new) * forgetting + config.lw_mr * ranking
-
-
-@torch.no_grad()
-def imprint(classifier: SplitCosineLinear, features: Tensor, labels: Tensor) -> None:
-    """Set the weights of the new classes to the direction of the mean normalised feature of their images (features
-    float [n, d], labels int64 [n]), with the mean norm of the old weights."""
-    num_old, num_new = len(classifier.old_weight), len(classifier.new_weight)
-    directions = F.normalize(mean_features(features, labels - num_old, num_new), dim=1)
-    classifier.new_weight.copy_(directions * classifier.old_weight.norm(dim=1).mean())

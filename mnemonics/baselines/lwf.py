@@ -16,6 +16,10 @@ def distillation(logits: Tensor, teacher_logits: Tensor, T: float) -> Tensor:
 class LwF(Baseline):
     """Cross-entropy + beta * T^2 * n_old * distillation of the old classes' logits."""
 
+    @property
+    def imprints(self) -> bool:
+        return self.config.imprint
+
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         logits = model(images)
         loss = F.cross_entropy(logits, labels)

@@ -115,6 +115,9 @@ class ExperimentConfig:
     eval_batch_size: int = later(200, "batch size of evaluation and feature extraction", compared=False)
     T: float = later(2.0, "temperature of the distillation", symbol="T", used_by="lwf icarl bic")
     beta: float = later(0.25, "LwF and iCaRL: weight of the distillation", zero=True, used_by="lwf icarl")
+    imprint: bool = later(
+        False, "LwF and iCaRL: imprint new class weights and leave old ones fixed, as LUCIR does", used_by="lwf icarl"
+    )
     lamda: float | None = later(
         None,
         "LUCIR: weight of the less-forget loss, before its factor sqrt(old / new classes)",
@@ -175,8 +178,12 @@ class ExperimentConfig:
         "later phases make of it: its size relative to the weights",
         zero=True,
     )
-    mnemonics_epochs: int | None = by_preset(
-        20, 50, "exemplar updates per phase, of new exemplars and in adjusting each"
+    mnemonics_epochs: int | None = by_preset(20, 50, "epochs of the exemplar level, for new and for old exemplars each")
+    mnemonics_epoch_unit: str | None = by_preset(
+        "update",
+        "pass",
+        "what each of these is: an update of the exemplars, or one for each batch of a pass over the validation images",
+        choices=("update", "pass"),
     )
     mnemonics_outer_lr: float | None = by_preset(
         0.01,

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.image_source import ImageSource
@@ -25,3 +26,9 @@ def load_digits(config: ExperimentConfig) -> ImageSource:
     mirror = False  # a mirrored 3 is no 3
     about = "digits", tuple("0123456789"), (MEAN,) * 3, (STD,) * 3, 2, mirror, ()
     return ImageSource(*about, images[train], ids[train], images[test], ids[test])
+
+
+def as_digit(image: Image.Image) -> Image.Image:
+    """An image of any size as one of the data set: its centre, grey, 8x8 pixels shown at 16x16."""
+    grey = ImageOps.fit(image.convert("L"), (8, 8), Image.Resampling.BOX)
+    return grey.resize((16, 16), Image.Resampling.NEAREST).convert("RGB")

@@ -21,6 +21,7 @@ Identity = dict[str, Any]  # as checkpoints and results.json hold it
 def identity_of(source: ImageSource) -> Identity:
     """Class names in the order of their ids, images of each class for training and test, and 16 hex digits of a SHA-256
     over all of that and the images: all pixels of images in memory; of files the names, and size and bytes of a sample.
+    Also what a network that was trained on it needs to be shown other images.
 
     Raises:
         UsageError: for a file that cannot be read any more.
@@ -32,7 +33,8 @@ def identity_of(source: ImageSource) -> Identity:
         add_images(digest, images)
     train, test = (torch.bincount(class_ids, minlength=source.num_classes).tolist() for _, class_ids in splits)
     counts = {"train_images": train, "test_images": test}
-    return {"class_names": list(source.class_names), **counts, "fingerprint": digest.hexdigest()[:16]}
+    shown = {"image_size": source.image_size, "mean": [*source.mean], "std": [*source.std], "mirror": source.mirror}
+    return {"class_names": list(source.class_names), **counts, "fingerprint": digest.hexdigest()[:16], **shown}
 
 
 def add_images(digest: Any, images: Images) -> None:

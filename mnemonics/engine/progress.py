@@ -144,6 +144,7 @@ class Progress:
         self.model: nn.Module | None = None
         self.loss: Tensor | None = None  # of the last step, on the device
         self.stage = "set-up"  # where we are
+        self.step = 0  # of the loop that we are in
         self.done: dict[str, Any] = dict(self.stored.get("done", {}))
         self.seconds: dict[str, float] = dict(self.stored.get("seconds", {}))
         self.timing: tuple[str, float] | None = None  # (stage, start) of the `timed` block we are in
@@ -168,10 +169,10 @@ class Progress:
                     result = function(*arguments)
             except Interrupted:
                 if pure:
-                    self.save(None, {})
+                    self.save()
                 raise
             self.done[stage] = result
-            self.between(None, dict)
+            self.between()
         return self.done[stage]
 
     def steps(self, loop: Loop, **parts: Any) -> Iterator[int]:
@@ -187,17 +188,20 @@ class Progress:
                 restore(part, states[name])
             self.stored = {}
         title = loop.name if self.phase is None else f"phase {self.phase}, {loop.name}"
+        if loop.curve:
+            self.line(f"{title}: {loop.steps // loop.per_epoch} epochs, {loop.steps} updates")
         with progress_bar(title, loop.steps, first, loop.images, self.log and self.log.line) as bar:
             for step in range(first, loop.steps):
+                self.step = step
                 if step > first:
-                    self.between(loop.name, lambda: {"step": step, **parts})  # noqa: B023 (called at once)
+                    self.between(loop.name, **parts)
                 yield step
                 if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:  # reading a loss stalls a GPU
                     bar.set_description_str(f"{title}: {loop.place(step + 1, self.loss)}", refresh=False)
                 bar.update()
                 if loop.curve and (step + 1) % loop.per_epoch == 0:
                     self.scalar(loop.curve, self.loss.item(), ((self.phase or 0) * loop.steps + step) // loop.per_epoch)
-        self.loss = None
+        self.loss, self.step = None, 0
 
     def report(self, loss: Tensor) -> None:
         """The loss of a step, a scalar on the device; it is read only when it is shown."""
@@ -213,23 +217,22 @@ class Progress:
         if self.log is not None:
             self.log.scalar(name, value, step)
 
-    def between(self, loop: str | None, parts: Callable[[], dict[str, Any]]) -> None:
+    def between(self, loop: str | None = None, **parts: Any) -> None:
         """Between two steps, or two stages: write a checkpoint if it is time or the run is to stop.
 
         Raises:
             Interrupted: after that, if the run is to stop.
         """
         if self.signals.received is not None or time.monotonic() - self.written >= 60 * self.minutes:
-            self.save(loop, parts())
+            self.save(loop, **parts)
             self.signals.check()
 
-    def save(self, loop: str | None, parts: dict[str, Any]) -> None:
-        """Write a checkpoint: `parts` with the number of the next "step" of `loop`, or nothing between two stages."""
+    def save(self, loop: str | None = None, **parts: Any) -> None:
+        """Write a checkpoint: the `parts` before a step of `loop`, or nothing between two stages."""
         if self.write is None or self.model is None or not is_finite(self.model):  # that would be of no use
             return
-        step = parts.pop("step", 0)
         states = {name: state_of(part) for name, part in parts.items()}
-        place = {"loop": loop, "step": step, "parts": states}
+        place = {"loop": loop, "step": self.step, "parts": states}
         with self.signals.deferred():
             self.write({"model": self.model.state_dict(), "done": self.done, "seconds": self.seconds_so_far(), **place})
         self.written = time.monotonic()

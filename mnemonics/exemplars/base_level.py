@@ -33,19 +33,20 @@ class BilevelSettings:
     lr: float = 0.01  # of the base level [α_2]
     batch_size: int = 128  # exemplars per base-level step
     val_batch_size: int = 512  # images per validation batch
-    epochs: int = 20  # updates of the pixels
+    epochs: int = 20
     outer_lr: float = 0.01  # of the pixels [β], in units of the network's input, halved every fifth of the epochs
     optimizer: str = "adam"  # of the pixels; or "sgd"
     disturb: float = 0.2  # relative size of the noise that each update has on θ_0
     subsets: int = 2  # parts of the old exemplars, each adjusted on the others
     memory: int | None = None  # MiB that graphs of base-level steps may take; None: half of what is free
     cuda_graphs: bool = True  # on a GPU, capture the steps as CUDA graphs
+    updates_per_epoch: int = 1  # of the pixels; has no flag
 
     @staticmethod
     def of(config: ExperimentConfig) -> "BilevelSettings":
         """The settings of a command line."""
-        names = [f.name for f in dataclasses.fields(BilevelSettings) if f.name != "cuda_graphs"]
-        values = {name: getattr(config, f"mnemonics_{name}") for name in names}
+        names = [f.name for f in dataclasses.fields(BilevelSettings)]
+        values = {name: getattr(config, f"mnemonics_{name}") for name in names if f"mnemonics_{name}" in vars(config)}
         return BilevelSettings(**values, cuda_graphs=config.cuda_graphs)
 
 

@@ -9,19 +9,23 @@ Pixels live in the network's input space (normalised images), are clamped to wha
 update, and are rounded to uint8 at the end. `optimise_exemplars` is the part that knows nothing of this project.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.augment import CropAndMirror, denormalise
-from mnemonics.data.batches import LabelledImages, balanced_batches, rank_within_class
+from mnemonics.data.batches import LabelledImages, balanced_batches, batch_sizes, rank_within_class
 from mnemonics.data.scenario import PhaseContext
 from mnemonics.engine.distributed import own_rows, same_everywhere
 from mnemonics.engine.progress import Loop, Progress
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
 from mnemonics.exemplars.codec import Codec
+
+Place = tuple[str, int, int]  # of an update: its purpose, epoch and number in the epoch
 
 
 class Pixels:
@@ -125,16 +129,17 @@ def optimise_exemplars(
     settings, progress = settings or BilevelSettings(), progress or Progress()
     generator = generator or torch.Generator(images.device).manual_seed(0)
     base = BaseLevel(model, settings, None if fixed is None else LabelledImages(*fixed), augment)
-    start = images.detach().clone()
-    pixels = Pixels(start, low, high, settings)
+    pixels = Pixels(images.detach().clone(), low, high, settings)
     exemplars = LabelledImages(pixels.images, labels)
-    loop = Loop("new exemplars", settings.epochs, curve="exemplars/loss_new")
-    for epoch in progress.steps(loop, pixels=pixels, generator=generator):
+    per_epoch = settings.updates_per_epoch
+    loop = Loop("new exemplars", settings.epochs * per_epoch, per_epoch, curve="exemplars/loss_new")
+    for update in progress.steps(loop, pixels=pixels, generator=generator):
         base.disturb(generator)
         draws = base.draw(labels, generator)
-        used, gradient, loss = base.gradient(exemplars, LabelledImages(*validation()), draws, epoch)
+        used, gradient, loss = base.gradient(exemplars, LabelledImages(*validation()), draws, update // per_epoch)
         pixels.step(gradient, used)
-        pixels.end_epoch()
+        if (update + 1) % per_epoch == 0:
+            pixels.end_epoch()
         progress.report(loss)
     return pixels.images
 
@@ -159,19 +164,20 @@ def optimise_new_exemplars(
     Raises:
         NonFiniteLossError: naming epoch and rates.
     """
-    config, prep, settings = context.config, context.prep, BilevelSettings.of(context.config)
-    generator = context.generator("new exemplars")
+    config, prep, generator = context.config, context.prep, context.generator("new exemplars")
     joint = config.mnemonics_base == "joint" and len(old) > 0
     fixed, pool = ((prep.plain(old.images), old.labels), data.followed_by(old)) if joint else (None, data)
+    per_epoch = len(validation_sizes(config, len(pool)))
+    settings = dataclasses.replace(BilevelSettings.of(config), updates_per_epoch=per_epoch)
 
-    def validation() -> tuple[Tensor, Tensor]:
-        batch = next(balanced_batches(pool.labels, settings.val_batch_size, 1, generator))
-        chosen = pool[batch[own_rows()]].loaded()
+    def validation(place: Place | None = None) -> tuple[Tensor, Tensor]:
+        place = place or ("new exemplars", *divmod(context.progress.step, per_epoch))
+        chosen = pool[validation_batch(context, pool.labels, place, generator)[own_rows()]].loaded()
         return prep.plain(chosen.images), chosen.labels
 
     augment = prep.crop_and_mirror() if config.mnemonics_augment else None
     base = BaseLevel(model, settings, None if fixed is None else LabelledImages(*fixed), augment)
-    probe, probe_draws = LabelledImages(*validation()), base.draw(start.labels, generator)
+    probe, probe_draws = LabelledImages(*validation(("probe", 0, 0))), base.draw(start.labels, generator)
     images, (low, high) = prep.plain(start.images), prep.valid_range()
     common = {"low": low, "high": high, "fixed": fixed, "augment": augment, "generator": generator}
     optimised = optimise_exemplars(
@@ -193,7 +199,8 @@ def optimise_new_exemplars(
 def adjust_old_exemplars(context: PhaseContext, model: nn.Module, old: LabelledImages) -> Tensor:
     """Eq. 10: optimise a class-balanced half A of the old exemplars validated on the other half B, then B on the new A.
 
-    With more than two subsets each is validated on all the others. They are drawn anew each epoch. Old exemplars of
+    With more than two subsets each is validated on all the others. They are drawn anew each epoch, in which each has an
+    update or, with --mnemonics_epoch_unit pass, one for each batch of the images that validate it. Old exemplars of
     which some class has fewer than there are subsets stay as they are. Otherwise as `optimise_new_exemplars`.
 
     Returns:
@@ -205,22 +212,48 @@ def adjust_old_exemplars(context: PhaseContext, model: nn.Module, old: LabelledI
     base = BaseLevel(model, settings, augment=prep.crop_and_mirror() if context.config.mnemonics_augment else None)
     pixels = Pixels(prep.plain(old.images), *prep.valid_range(), settings)
     exemplars = LabelledImages(pixels.images, old.labels)
-    loop = Loop("old exemplars", settings.epochs, curve="exemplars/loss_old")
-    for epoch in context.progress.steps(loop, pixels=pixels, generator=generator):
-        subsets = balanced_subsets(exemplars.labels, settings.subsets, generator)
-        for number, subset in enumerate(subsets):
-            others = torch.cat(subsets[:number] + subsets[number + 1 :])
-            base.disturb(generator)
-            batch = next(balanced_batches(exemplars.labels[others], settings.val_batch_size, 1, generator))
-            draws = base.draw(exemplars.labels[subset], generator)
-            validation = exemplars[others[batch[own_rows()]]]
-            used, gradient, loss = base.gradient(exemplars[subset], validation, draws, epoch)
-            pixels.step(gradient, used, subset)
-        pixels.end_epoch()
+    subsets = balanced_subsets(old.labels, settings.subsets, generator)
+    passes = [range(len(validation_sizes(context.config, len(old) - len(subset)))) for subset in subsets]
+    turns = [(number, batch) for number, batches in enumerate(passes) for batch in batches]  # of an epoch
+    # runs of older versions counted epochs, in a loop called "old exemplars": they begin this one anew
+    loop = Loop("adjusting old exemplars", settings.epochs * len(turns), len(turns), curve="exemplars/loss_old")
+    for update in context.progress.steps(loop, pixels=pixels, generator=generator, subsets=subsets):
+        epoch, turn = divmod(update, len(turns))
+        number, batch = turns[turn]
+        subset, others = subsets[number], torch.cat(subsets[:number] + subsets[number + 1 :])
+        base.disturb(generator)
+        place = f"{loop.name}, subset {number}", epoch, batch
+        chosen = validation_batch(context, exemplars.labels[others], place, generator)
+        draws = base.draw(exemplars.labels[subset], generator)
+        validation = exemplars[others[chosen[own_rows()]]]
+        used, gradient, loss = base.gradient(exemplars[subset], validation, draws, epoch)
+        pixels.step(gradient, used, subset)
+        if turn + 1 == len(turns):
+            pixels.end_epoch()
+            subsets[:] = balanced_subsets(exemplars.labels, settings.subsets, generator)
         context.progress.report(loss)
     adjusted = denormalise(pixels.images, prep.mean, prep.std)
     same_everywhere([adjusted])
     return adjusted
+
+
+def validation_sizes(config: ExperimentConfig, images: int) -> list[int]:
+    """Images of the validation batch of each update of an epoch, of which there is one or, with --mnemonics_epoch_unit
+    pass, as many as all `images` make."""
+    size = config.mnemonics_val_batch_size
+    return [size] if config.mnemonics_epoch_unit == "update" else batch_sizes(images, size, config.last_batch)
+
+
+def validation_batch(context: PhaseContext, labels: Tensor, place: Place, generator: torch.Generator) -> Tensor:
+    """Indices int64 [m] into `labels` (int64 [n]) of the validation images of an update: class-balanced ones, drawn by
+    `generator`, or its part of a pass, whose order depends on seed, phase, purpose and epoch alone: a resumed run finds
+    it again."""
+    sizes, (purpose, epoch, number) = validation_sizes(context.config, len(labels)), place
+    if context.config.mnemonics_epoch_unit == "update":
+        return next(balanced_batches(labels, *sizes, 1, generator))
+    generator = context.generator(f"{purpose}, pass {epoch}")
+    order = torch.randperm(len(labels), generator=generator, device=labels.device)
+    return order[: sum(sizes)].split(sizes)[number]
 
 
 def balanced_subsets(labels: Tensor, count: int, generator: torch.Generator) -> list[Tensor]:

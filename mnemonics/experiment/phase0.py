@@ -83,6 +83,6 @@ def locked(folder: Path, key: str, progress: Progress) -> Iterator[None]:
         raise UsageError(f"--phase0_dir {folder}: cannot be written ({error.strerror}); name another folder") from None
     with file:
         while not checkpoint.try_lock(file):
-            progress.between(None, dict)  # a run can be stopped here, too
+            progress.between()  # a run can be stopped here, too
             time.sleep(POLL_SECONDS)
         yield

@@ -15,6 +15,7 @@ from torch import nn
 from mnemonics.baselines import BASELINES
 from mnemonics.config.command_line import check
 from mnemonics.config.fields import SETTINGS, ExperimentConfig
+from mnemonics.config.presets import OLDER
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.data.identity import Identity, difference, identity_of, order_by_name
 from mnemonics.data.images import DataError
@@ -73,7 +74,7 @@ def own_target(path: Path, options: argparse.Namespace) -> Target:
     """
     files = phase_files(path)
     if path.is_dir() and not files:
-        raise UsageError(f"{path}: holds neither phase_<i>.pt nor run_<r>_iteration_<k>_model.pth; name what does")
+        raise UsageError(f"{path}: holds no phase_<i>.pt; name a run folder (eval/evaluate.py takes the authors' too)")
     state = read_state(files[min(files)] if files else path, torch.device("cpu"))
     for name in FIXED:
         given, known = getattr(options, name, None), state["settings"][name]
@@ -111,7 +112,7 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
 
 def upgraded(state: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint of a finished phase as this version writes it. What finished runs left stays readable."""
-    state["settings"] = {name: value for name, value in state["settings"].items() if name in SETTINGS}
+    state["settings"] = OLDER | {name: value for name, value in state["settings"].items() if name in SETTINGS}
     if state["format"] == 3:
         exemplars, held_out = state["exemplars"], state.pop("held_out")
         counts = torch.tensor([len(exemplars["labels"]), len(held_out["labels"])])

@@ -174,20 +174,22 @@ def test_lucir_phase_0_is_cross_entropy():
     assert torch.equal(LUCIR(ExperimentConfig()).loss(model.eval(), x, labels), F.cross_entropy(model(x), labels))
 
 
-def test_lucir_imprints_new_classes_and_freezes_old_ones_in_training():
-    lucir = LUCIR(ExperimentConfig())
-    model, _ = network(0, lucir)
+@pytest.mark.parametrize("baseline", ["lucir", "lwf", "icarl"])
+def test_imprinting_sets_the_weights_of_new_classes_and_fixes_those_of_old_ones_in_training(baseline):
+    plain, baseline = BASELINES[baseline](ExperimentConfig()), BASELINES[baseline](ExperimentConfig(imprint=True))
+    assert plain.imprints == isinstance(plain, LUCIR)
+    model, _ = network(0, baseline)
     with torch.no_grad():
         model.classifier.weight.mul_(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
     data = images_of([4, 5, 4, 5, 5], seed=3)
     features = F.normalize(features_of(model, data.images, PREP, 2).double(), dim=1)
-    lucir.begin_phase(model, PHASES[1], data, PREP)
+    baseline.begin_phase(model, PHASES[1], data, PREP)
     new, old = model.classifier.new_weight, model.classifier.old_weight
     for row, members in enumerate(([0, 2], [1, 3, 4])):
         mean = features[members].mean(0)
         assert torch.allclose(F.normalize(new[row], dim=0).double(), mean / mean.norm(), atol=1e-6)
     assert torch.allclose(new.norm(dim=1), old.norm(dim=1).mean().expand(2))
-    trained = {id(p) for p in lucir.parameters(model)}
+    trained = {id(p) for p in baseline.parameters(model)}
     assert trained == {id(p) for p in model.parameters()} - {id(old)}
     assert old.requires_grad  # the end-of-phase fine-tuning trains all weights
 

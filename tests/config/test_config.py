@@ -46,6 +46,7 @@ def test_method_is_a_preset_that_single_flags_override():
 def test_preset_paper_is_what_the_paper_says():
     paper = resolved(parse_args("--mnemonics_preset paper".split()))
     assert (paper.mnemonics_epochs, paper.mnemonics_outer_lr, paper.mnemonics_optimizer) == (50, 0.01, "sgd")
+    assert (paper.mnemonics_epoch_unit, resolved(parse_args([])).mnemonics_epoch_unit) == ("pass", "update")
     assert (paper.finetune_epochs, paper.finetune_lr, paper.mnemonics_lr) == (50, 0.01, 0.01)
     assert resolved(parse_args("--mnemonics_preset paper --mnemonics_steps 7".split())).mnemonics_steps == 7
     assert resolved(parse_args("--method baseline --mnemonics_preset paper".split())).finetune_epochs == 0

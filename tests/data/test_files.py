@@ -14,6 +14,7 @@ import pytest
 import torch
 from contexts import resolved
 from image_folders import TINY, picture, preprocessing, read, training_images
+from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
@@ -21,7 +22,8 @@ import main
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.config.presets import run_name
 from mnemonics.data.batches import LabelledImages, StreamedBatches
-from mnemonics.data.files import Decoder
+from mnemonics.data.digits import as_digit
+from mnemonics.data.files import Decoder, read_images
 from mnemonics.data.sources import load_source
 from mnemonics.engine.errors import UsageError
 from mnemonics.evaluation import features_of
@@ -105,6 +107,15 @@ def test_plain_images_are_torchvisions(tree, size, resized):
     assert images.shape == expected.shape
     assert torch.equal(images.loaded(), expected)
     assert torch.equal(torch.cat(list(images.plain_batches(3))), expected)
+
+
+def test_images_from_elsewhere_are_shown_as_those_of_the_data_set(tree):
+    test = read(tree).test_images
+    assert torch.equal(read_images([tree / os.fsdecode(name) for name in test.names], 32, None), test.loaded())
+    digit = load_source(ExperimentConfig(dataset="digits")).test_images[0]
+    for size in (8, 16, 64):
+        Image.fromarray(digit[0].numpy()).resize((size, size), Image.Resampling.NEAREST).save(tree / f"{size}.png")
+        assert torch.equal(read_images([tree / f"{size}.png"], 16, as_digit)[0], digit)
 
 
 @pytest.mark.parametrize("size", [32, 112])

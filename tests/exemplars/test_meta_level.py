@@ -59,8 +59,9 @@ def optimised(model, start, data, settings=SETTINGS, old=None, prep=PREP, **conf
     return LabelledImages(images, start.labels), losses
 
 
-def adjusted(model, old, settings=SETTINGS):
-    return LabelledImages(adjust_old_exemplars(context(PREP, with_settings(settings)), model, old), old.labels)
+def adjusted(model, old, settings=SETTINGS, **config):
+    phase = context(PREP, with_settings(settings, **config))
+    return LabelledImages(adjust_old_exemplars(phase, model, old), old.labels)
 
 
 def network(seed=0):
@@ -274,6 +275,33 @@ def test_each_subset_is_validated_on_the_others(monkeypatch):
     settings = dataclasses.replace(SETTINGS, subsets=3, epochs=2)
     adjusted(network(), blobs(27), settings)
     assert seen == [(9, 18, 0)] * 6
+
+
+def test_an_epoch_can_be_a_pass_through_the_validation_images(monkeypatch):
+    """Two epochs of 68 images in batches of 20, 20 and 28; then of old exemplars, a half of 12 in 5 and 7."""
+    seen, ends = [], []
+
+    def spy(self, exemplars, validation, draws, epoch):
+        seen.append((epoch, validation.images.sum((1, 2, 3)).tolist()))
+        return torch.ones(len(exemplars), dtype=torch.bool), torch.zeros_like(exemplars.images), torch.tensor(0.0)
+
+    monkeypatch.setattr(BaseLevel, "gradient", spy)
+    monkeypatch.setattr(Pixels, "end_epoch", lambda self: ends.append(len(seen)))
+    passes = {"mnemonics_epoch_unit": "pass", "mnemonics_base": "new"}
+    data, model = blobs(68, seed=1), network()
+    optimised(model, blobs(6), data, dataclasses.replace(SETTINGS, val_batch_size=20, epochs=2), **passes)
+    assert [(epoch, len(batch)) for epoch, batch in seen] == [(e, n) for e in (0, 1) for n in (20, 20, 28)]
+    first, second = ([*seen[i][1], *seen[i + 1][1], *seen[i + 2][1]] for i in (0, 3))
+    assert sorted(first) == sorted(second) == sorted(network_input(data).images.sum((1, 2, 3)).tolist())
+    assert first != second
+    seen.clear()
+    adjusted(model, blobs(24), dataclasses.replace(SETTINGS, val_batch_size=5, epochs=2), **passes)
+    assert [(epoch, len(batch)) for epoch, batch in seen] == [(e, n) for e in (0, 1) for n in (5, 7, 5, 7)]
+    halves = [set(seen[i][1] + seen[i + 1][1]) for i in range(0, 8, 2)]
+    assert [len(half) for half in halves] == [12] * 4
+    assert halves[0].isdisjoint(halves[1])
+    assert halves[2].isdisjoint(halves[3])
+    assert ends == [3, 6, 4, 8]
 
 
 def test_nothing_to_adjust_in_an_empty_memory_or_with_one_exemplar_per_class():

@@ -178,6 +178,13 @@ def test_settings_that_are_not_the_papers_are_listed(settings, text):
     assert (f"\n* [1] {text}\n" in table) == bool(text)
 
 
+def test_results_that_lack_newer_settings_count_as_what_was_done_then():
+    older = make_results()
+    for name in ("last_batch", "mnemonics_epoch_unit", "imprint"):
+        del older["config"][name]
+    assert table_of(older)[0][0]["differences_from_paper"] == "--mnemonics_epoch_unit update (paper: pass)"
+
+
 def test_equal_lists_share_a_footnote_and_a_smaller_copy_of_the_data_has_one():
     runs = [make_results(baseline=b, epochs=e, **PLAIN) for b, e in zip(BASELINES, (6, 160, 160, 6), strict=True)]
     runs[1]["phases"][0]["train_images"]["new"] = 500

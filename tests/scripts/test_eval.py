@@ -15,11 +15,12 @@ from authors_networks import authors_modules, make, save, stand_ins
 from PIL import Image
 
 from eval import evaluate
-from mnemonics import algorithm
+from mnemonics import __main__, algorithm
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
 from mnemonics.evaluation import confusion_matrix
+from mnemonics.experiment import stored
 from mnemonics.experiment.state import parse_args
 from mnemonics.protocol import class_order
 
@@ -120,6 +121,44 @@ def test_a_checkpoint_of_format_3(bic, results, tmp_path, evaluated):
     assert all(len(part["labels"]) for part in parts)
     checkpoint.save(tmp_path / "old.pt", state | {"format": 3, "exemplars": parts[0], "held_out": parts[1]})
     assert [measured(p) for p in evaluated(tmp_path / "old.pt")["phases"]] == [measured(results["phases"][2])]
+
+
+@pytest.mark.parametrize("name", ["cnn", "nme"])
+def test_what_image_files_are_taken_for_is_what_the_evaluation_says(bic, results, tmp_path, run, monkeypatch, name):
+    source = load_source(parse_args(TINY))
+    monkeypatch.setattr(stored, "load_source", None)  # the data set is not needed
+    files = [tmp_path / f"{i}.png" for i in range(len(source.test_images))]
+    for file, image in zip(files, source.test_images, strict=True):
+        Image.fromarray(image[0].numpy()).save(file)
+    said = run(__main__.main, "predict", bic, *files, "--classifier", name, "--json", "--top", 20)
+    found = [json.loads(line) for line in said.splitlines()]
+    assert [one["file"] for one in found] == list(map(str, files))
+    right = [int(one["predictions"][0]["class"]) for one in found] == source.test_class_ids.numpy()
+    assert round(100 * right.mean(), 2) == results["phases"][-1]["accuracy"][name]
+    scores = np.array([[each["score"] for each in one["predictions"]] for one in found])  # (images, 10)
+    assert (np.diff(scores) <= 0).all()
+    assert np.allclose(scores.sum(1), 1, atol=1e-5) == (name == "cnn")
+    table = run(__main__.main, "predict", bic / "phase_0.pt", files[0], "--top", 2).splitlines()
+    assert [line.split()[0] for line in table[:3]] == ["file", *[str(files[0])] * 2]
+    assert "phase 0, 6 classes; CNN = " in table[-1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "flags", "message"),
+    [
+        ({}, [], "IMAGE: {folder}/no.png cannot be read as an image (cannot identify"),
+        ({}, ["--top", 0], "--top 0: must be greater than 0"),
+        ({"data": None}, [], "{folder}/phase.pt: older versions did not store"),
+        ({"data": {"class_names": ["a"]}}, [], "{folder}/phase.pt: older versions did not store"),
+        ({"phase": -1}, [], "{folder}/phase.pt: no phase of this run is finished"),
+    ],
+)
+def test_what_cannot_be_predicted(bic, tmp_path, run, changed, flags, message):
+    state = checkpoint.load(bic / "phase_0.pt", torch.device("cpu"))
+    checkpoint.save(tmp_path / "phase.pt", state | changed)
+    (tmp_path / "no.png").write_text("text")
+    error = run(__main__.main, "predict", tmp_path / "phase.pt", tmp_path / "no.png", *flags, status=2)
+    assert message.format(folder=tmp_path) in error
 
 
 REFUSED = {  # what phase_0.pt in a folder of its own is changed to, or a flag -> the message
@@ -244,7 +283,7 @@ def test_authors_files_that_are_missing_or_do_not_fit(theirs, tmp_path, evaluate
     message = f"--dataset digits: images of 16x16 pixels, {folder / first} needs 32x32"
     assert message in evaluated(folder / first, *flags, status=2)
     assert "say --dataset --nb_cl_fg --nb_cl" in evaluated(folder.rename(tmp_path / "models"), status=2)
-    assert "holds neither phase_<i>.pt nor run_<r>" in evaluated(tmp_path, status=2)
+    assert "holds no phase_<i>.pt; name a run folder (eval/" in evaluated(tmp_path, status=2)
     assert "nothing: no such file or folder" in evaluated(tmp_path / "nothing", status=2)
 
 
