@@ -47,11 +47,10 @@ def parse_command_line(arguments: Sequence[str] | None) -> tuple[argparse.Namesp
     add = parser.add_argument
     add(
         "--table",
-        default="table1",
         type=lambda name: f"table{name}" if name in ("1", "2") else name,
         choices=tuple(RUNS),
         metavar="{1,2,figure4,all}",
-        help="the runs of this part of the paper, and the summary beside it (1)",
+        help="the runs of this part of the paper (1), and the summary beside it",
     )
     add("--commands", type=Path, metavar="FILE", help="run these instead: lines `python main.py --flag ...`")
     add("--seeds", nargs="+", type=int, default=[], metavar="S", help="run each command once per --random_seed S")
@@ -149,13 +148,13 @@ def summarise(runs: Sequence[Run], runs_dir: Path, table: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiments that the command line asks for, and summarise them. Returns the exit status."""
     options, flags = parse_command_line(arguments)
-    commands = read_commands(options.commands) if options.commands else paper_runs(options.table)
+    commands = read_commands(options.commands) if options.commands else paper_runs(options.table or "table1")
     os.chdir(ROOT)  # where main.py runs
     runs = make_runs(commands, flags, options.seeds, options.runs_dir)
     with usage_errors("--runs_dir"):
         options.runs_dir.mkdir(parents=True, exist_ok=True)
     status = Sweep(runs, options.jobs, 60 * options.minutes).go()
-    summarise(runs, options.runs_dir, "all" if options.commands else options.table)
+    summarise(runs, options.runs_dir, options.table or "all")
     return status
 
 

@@ -145,7 +145,7 @@ def test_texts_that_name_nothing(name, capsys):
 def prepare_runs(arguments):
     """What run_exp.py does before it starts runs."""
     options, flags = run_exp.parse_command_line(arguments)
-    commands = run_exp.read_commands(options.commands) if options.commands else run_exp.paper_runs(options.table)
+    commands = run_exp.read_commands(options.commands) if options.commands else run_exp.paper_runs("table1")
     run_exp.make_runs(commands, flags, options.seeds, options.runs_dir)
 
 
