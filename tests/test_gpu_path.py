@@ -13,8 +13,7 @@ FLAGS = (
     "--amp off --nb_protos 2 --mnemonics_epochs 2 --mnemonics_steps 2 --mnemonics_val_batch_size 32 --finetune_epochs 1"
 ).split()
 CASES = {
-    "lucir": "",
-    "adjusting": "--adjust_always --mnemonics_optimizer sgd",
+    "lucir, adjusting": "--adjust_always --mnemonics_optimizer sgd",
     "icarl, all weights": "--baseline icarl --no-weight_transfer",
     "lwf, unroll-fc": "--baseline lwf --mnemonics_variant unroll-fc --mnemonics_base new",
     "bic, class-mean": "--baseline bic --mnemonics_variant class-mean",
@@ -45,17 +44,16 @@ def test_the_same_numbers_as_on_the_cpu(case, tmp_path):
 def test_an_update_reads_two_values_and_a_training_step_none(tmp_path):
     def reads(*flags):
         with pretended_cuda.device() as gpu:
-            run(tmp_path / "_".join(flags), flags, "cuda")
+            run(tmp_path / "_".join(flags), [*flags, "--nb_cl_fg", "9", "--finetune_epochs", "0"], "cuda")
         return sum(gpu.reads.values())
 
-    base = reads("--mnemonics_epochs", "2")
-    assert reads("--mnemonics_epochs", "5") - base <= 2 * 2 * 3  # in two phases
-    assert reads("--mnemonics_epochs", "2", "--train_batch_size", "4") == base
+    few = reads("--mnemonics_epochs", "2", "--train_batch_size", "64")
+    assert reads("--mnemonics_epochs", "5", "--train_batch_size", "8") - few <= 2 * 2 * 3  # in two phases
 
 
 @pytest.mark.parametrize("checkpoint", [6, 14])
 def test_a_run_is_taken_up_in_the_middle(checkpoint, tmp_path, monkeypatch):
-    flags, written = ["--checkpoint_minutes", "0", "--adjust_always"], []
+    flags, written = ["--checkpoint_minutes", "0", "--adjust_always", "--nb_cl_fg", "9"], []
     expected = run(tmp_path / "whole", flags, "cpu")
     save = algorithm.save_partial
 

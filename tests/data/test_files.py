@@ -244,7 +244,7 @@ def mini(imagenet_mini, tmp_path_factory):
     """Four real ImageNet classes, chosen by the rule of the paper's subset and resized: by the real command."""
     made = tmp_path_factory.mktemp("mini") / "made"
     script = [sys.executable, ROOT / "process_imagenet/generate_imagenet_subset.py", "--src", imagenet_mini]
-    subprocess.run([*script, "--dst", made, "--num_classes", "4", "--resize", "32", "--jobs", "1"], check=True)
+    subprocess.run([*script, "--dst", made, "--num_classes", "4", "--resize", "32"], check=True)
     return made
 
 
