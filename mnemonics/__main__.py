@@ -1,7 +1,13 @@
 """`python -m mnemonics`, the same as main.py: an experiment or, with `predict` first, what is on images."""
 
+import os
 import sys
 from collections.abc import Sequence
+
+# Threads that wait for others sleep: spinning, they starve each other beside a busy process (numbers: docs/speed.md).
+# OpenMP reads this when torch is imported.
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+    os.environ["GOMP_SPINCOUNT"] = "0"
 
 from mnemonics import algorithm
 from mnemonics.config.command_line import repetitions

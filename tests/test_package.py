@@ -8,6 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -34,3 +36,23 @@ def test_a_wheel_runs_from_another_folder(tmp_path):
     assert len(results["phases"]) == 2
     assert "<table>" in (elsewhere / "run" / "report.html").read_text()
     assert results["environment"]["commit"] == "unknown"  # not that of whatever checkout is around
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "0"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_waiting_threads_sleep_unless_asked_otherwise(given, expected):
+    """Set before torch is imported, which is when OpenMP reads it."""
+    code = """if True:
+        import os, sys
+        class Finder:
+            def find_spec(self, name, *_):
+                if name == "torch":
+                    print(os.environ.get("GOMP_SPINCOUNT"))
+                    os._exit(0)
+        sys.meta_path.insert(0, Finder())
+        import mnemonics.__main__"""
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    process = subprocess.run([sys.executable, "-uc", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert process.stdout.split() == [expected], process.stderr
