@@ -250,7 +250,7 @@ class ExperimentConfig:
     mnemonics_memory: int | None = running(
         None,
         "MiB that the exemplar gradient may take beyond what it needs, so that it goes once through each step and not "
-        "twice; 0: none; the results are the same; CUDA graphs take none (half of what is free)",
+        "twice; 0: none; the results are the same; CUDA graphs take none (a quarter of what is free)",
         zero=True,
     )
     cuda_graphs: bool = running(

@@ -38,7 +38,7 @@ class BilevelSettings:
     optimizer: str = "adam"  # of the pixels; or "sgd"
     disturb: float = 0.2  # relative size of the noise that each update has on θ_0
     subsets: int = 2  # parts of the old exemplars, each adjusted on the others
-    memory: int | None = None  # MiB that graphs of base-level steps may take; None: half of what is free
+    memory: int | None = None  # MiB that graphs of base-level steps may take; None: a quarter of what is free
     cuda_graphs: bool = True  # on a GPU, capture the steps as CUDA graphs
     updates_per_epoch: int = 1  # of the pixels; has no flag
 
@@ -132,7 +132,7 @@ class BaseLevel:
         shapes = (images.shape, *(draw.shape for draw in draws))
         if shapes not in self.steps:
             given, graphed = self.settings.memory, self.settings.cuda_graphs and capturable(images.device)
-            memory = free_memory_bytes(images.device) // 2 if given is None else given * 2**20
+            memory = free_memory_bytes(images.device) // 4 if given is None else given * 2**20
             self.steps[shapes] = (GraphedSteps if graphed else Steps)(self.loss_of(self.network), self.layout, memory)
         return self.steps[shapes]
 
