@@ -35,9 +35,7 @@ from mnemonics.engine.cuda_graphs import Captured
 from mnemonics.exemplars.convolution import TwiceDifferentiable
 
 Parameters = dict[str, Tensor]
-Draws = tuple[
-    Tensor, ...
-]  # what differs from step to step: indices of a minibatch, its labels, crops, ...: (K, ...) each
+Draws = tuple[Tensor, ...]  # what differs from step to step: indices of a minibatch, labels, crops, ...: (K, ...) each
 StepLoss = Callable[..., Tensor]  # (parameters, x, *draw_k) -> L_k
 ValidationLoss = Callable[[Parameters], Tensor]
 KEPT_POINTS = 32  # an unroll up to this long keeps every θ_k; beyond, one more forward pass is the cheaper price
@@ -46,9 +44,7 @@ KEPT_POINTS = 32  # an unroll up to this long keeps every θ_k; beyond, one more
 class Schedule(NamedTuple):
     """The K steps of an unroll."""
 
-    draws: (
-        Draws  # Each is used twice, so whatever is random in a step (its minibatch, its augmentation) is drawn before
-    )
+    draws: Draws  # each is used twice, so whatever is random in a step (minibatch, augmentation) is drawn before
     rates: Tensor  # α_0 .. α_{K-1}, (K,)
     momentum: float = 0.0  # μ of the inner SGD, as in torch.optim.SGD without dampening
 
