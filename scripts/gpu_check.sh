@@ -8,7 +8,7 @@ mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd) data=$(cd "${2:-data}" && pwd) || exit 2
 cd "$(dirname "$0")/.." || exit 1
 PY=${PY:-python3} DEVICE=${DEVICE:-cuda} NETWORK=${NETWORK:-resnet32} status=0
-export PYTHONPATH=$PWD
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 part() {  # NAME SECONDS COMMAND...: what it says goes into OUT/NAME.txt
     local name=$1 limit=$2 start=$SECONDS
     shift 2
@@ -19,7 +19,6 @@ export -f run
 export PY data DEVICE NETWORK
 
 part versions 60 "$PY" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")'
-part tests 300 "$PY" -m pytest -q -p no:cacheprovider tests/test_fast_path.py tests/exemplars tests/engine/test_capturable.py
 part run 240 bash -c 'run --epochs 4 --method baseline --out "$0/run"' "$out"
 part run_mnemonics 240 bash -c 'run --epochs 2 --mnemonics_epochs 4 --out "$0/run_mnemonics"' "$out"
 part speed 240 "$PY" scripts/benchmark/benchmark.py train unroll --data_dir "$data" --device "$DEVICE" --network "$NETWORK" \
@@ -44,5 +43,6 @@ for _ in range(2):  # the first one chooses kernels
         base.gradient(exemplars, exemplars, base.draw(exemplars.labels, draws), 0)
 print(found.key_averages().table(sort_by=f"{device.type}_time_total", row_limit=25))
 EOF
+part tests 300 "$PY" -m pytest -q -p no:cacheprovider tests/test_fast_path.py tests/exemplars tests/engine/test_capturable.py
 rm -f "$out"/run*/*.pt "$out"/run*/events.* "$out"/run*/*.png  # large, and of no use here
 exit $status
