@@ -1,9 +1,10 @@
-"""Write the tables of results/README.md from the runs in results/cifar100_cpu; the rest of the page stays as it is.
+"""Write the tables of README.md and results/README.md from the runs in results/; the rest of the pages stays as it is.
 
     python scripts/benchmark/results_page.py
 
-Above each table stands what its rows are, in a comment: "phases" (accuracy after each phase) or "gains" (differences in
-points between runs of the same seed), then a line for each row:
+Above each table stands what its rows are, in a comment: "phases" (accuracy after each phase), "gains" (differences in
+points between runs of the same seed) or "reported" (beside the paper's number), and "in" which folder of results/ the
+runs are; then a line for each row:
 
     title = name of the runs, of a "gains" row also of those that they are compared with, classifier
 
@@ -23,8 +24,14 @@ from mnemonics.reporting.read import load_results
 from mnemonics.reporting.tables import METRICS, interval, plus_minus
 from mnemonics.reporting.text import Results, percent, render_table
 
-RESULTS = Path(__file__).resolve().parents[2] / "results"
-TABLE = re.compile(r"(?<=<!-- )(phases|gains)\n(.*?)\n-->\n.*?(?=\n<!-- end -->)", re.DOTALL)
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = (ROOT / "README.md", ROOT / "results" / "README.md")
+CLOSE = 1.0  # points: a mean no further from the paper's number counts as reproduced; the paper gives no spread
+TABLE = re.compile(r"(?<=<!-- )(phases|gains|reported) in (\w+)\n(.*?)\n-->\n.*?(?=\n<!-- end -->)", re.DOTALL)
+HEADERS = {
+    "gains": ["average accuracy", "forgetting", "last accuracy", "n"],
+    "reported": ["paper", "here", "difference", "n", "hours", f"within {CLOSE:g} point"],
+}
 
 
 def runs_of(folder: Path, name: str) -> dict[int, Results]:
@@ -42,11 +49,24 @@ def papers_average(results: Results, classifier: str) -> float | None:
 
 
 def phases_row(title: str, runs: dict[int, Results], name: str) -> list[str]:
-    """Accuracy after each phase, average and forgetting of a classifier, and the paper's average."""
+    """Accuracy after each phase, average and forgetting of a classifier, and the paper's average; of a run that was not
+    finished, the accuracy alone."""
     curves = zip(*([phase["accuracy"][name] for phase in run["phases"]] for run in runs.values()), strict=True)
+    means, run = [f"{interval(values)[0]:.2f}" for values in curves], next(iter(runs.values()))
+    if missing := run["config"]["nb_phases"] + 1 - len(means):
+        return [title, *means, *[""] * (missing + 2), str(len(runs)), ""]
     averages = [plus_minus(*interval([r["summary"][metric][name] for r in runs.values()])) for metric in METRICS[:2]]
-    paper = percent(papers_average(next(iter(runs.values())), name))
-    return [title, *(f"{interval(values)[0]:.2f}" for values in curves), *averages, str(len(runs)), paper]
+    return [title, *means, *averages, str(len(runs)), percent(papers_average(run, name))]
+
+
+def reported_row(title: str, runs: dict[int, Results], name: str) -> list[str]:
+    """The paper's average accuracy, that of the runs, the difference, and the mean of their hours."""
+    paper = papers_average(next(iter(runs.values())), name)
+    mean, half = interval([run["summary"]["average_accuracy"][name] for run in runs.values()])
+    hours = [sum(sum(phase["seconds"].values()) for phase in run["phases"]) / 3600 for run in runs.values()]
+    close = "yes" if abs(mean - paper) <= CLOSE else "no"
+    taken = f"{interval(hours)[0]:.1f}"
+    return [title, f"{paper:.2f}", plus_minus(mean, half), f"{mean - paper:+.2f}", str(len(runs)), taken, close]
 
 
 def gains_row(title: str, runs: dict[int, Results], others: dict[int, Results], name: str) -> list[str]:
@@ -59,7 +79,7 @@ def gains_row(title: str, runs: dict[int, Results], others: dict[int, Results], 
 
 def table(kind: str, lines: Sequence[str], folder: Path) -> str:
     """A table as Markdown. Raises UsageError naming the row that is wrong."""
-    rows, row = [], {"phases": phases_row, "gains": gains_row}[kind]
+    rows, row = [], {"phases": phases_row, "gains": gains_row, "reported": reported_row}[kind]
     for line in lines:
         try:
             title, what = line.split(" = ")
@@ -68,20 +88,24 @@ def table(kind: str, lines: Sequence[str], folder: Path) -> str:
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"README.md: {line}: {type(error).__name__}: {error}") from error
     phases = [*map(str, range(len(rows[0]) - 5)), "average", "forgetting", "n", "the paper's average"]
-    header = phases if kind == "phases" else ["average accuracy", "forgetting", "last accuracy", "n"]
-    return render_table([["", *header], *rows], "markdown")
+    return render_table([["", *HEADERS.get(kind, phases)], *rows], "markdown")
 
 
-def page(text: str, folder: Path) -> str:
-    """`text` with its tables written anew from the results in `folder`."""
-    return TABLE.sub(lambda m: f"{m[1]}\n{m[2]}\n-->\n\n{table(m[1], m[2].splitlines(), folder)}\n", text)
+def page(text: str, results: Path) -> str:
+    """`text` with its tables written anew from the results in the folders of `results`."""
+
+    def written(found: re.Match) -> str:
+        kind, folder, lines = found.groups()
+        return f"{kind} in {folder}\n{lines}\n-->\n\n{table(kind, lines.splitlines(), results / folder)}\n"
+
+    return TABLE.sub(written, text)
 
 
 @command("results_page.py")
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the page."""
-    path = RESULTS / "README.md"
-    write_if_new(path, page(path.read_text(encoding="utf-8"), RESULTS / "cifar100_cpu").encode())
+    """Write the pages."""
+    for path in PAGES:
+        write_if_new(path, page(path.read_text(encoding="utf-8"), ROOT / "results").encode())
 
 
 if __name__ == "__main__":

@@ -17,18 +17,20 @@ def filled_in(tmp_path):
         for seed in seeds:
             ending = f"_seed{seed}" * (seed > seeds[0])
             results = make_results(seed, average + seed**2, 10.0 + 2 * seed, baseline=name, **PLAIN)
-            written(tmp_path / f"{name}{ending}.json", results)
-    return lambda rows: body(results_page.page(f"before\n<!-- {rows}\n-->\n\n<!-- end -->\nafter\n", tmp_path))
+            written(tmp_path / "runs" / f"{name}{ending}.json", results)
+    return lambda kind, rows: body(
+        results_page.page(f"before\n<!-- {kind} in runs\n{rows}\n-->\n\n<!-- end -->\nafter\n", tmp_path)
+    )
 
 
 def test_the_committed_tables_are_what_the_committed_results_give():
-    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    assert text.count("\n<!-- end -->\n") == 5
-    assert results_page.page(text, ROOT / "results" / "cifar100_cpu") == text
+    texts = [path.read_text(encoding="utf-8") for path in results_page.PAGES]
+    assert [text.count("\n<!-- end -->\n") for text in texts] == [1, 8]
+    assert [results_page.page(text, ROOT / "results") for text in texts] == texts
 
 
 def test_a_table_of_phases_has_means_intervals_and_the_papers_number(filled_in):
-    a, b, c, d = filled_in("phases\nA = lucir cnn\nB = icarl nme\nC = icarl cnn\nD = lucir nme")
+    a, b, c, d = filled_in("phases", "A = lucir cnn\nB = icarl nme\nC = icarl cnn\nD = lucir nme")
     # of 59 and 66; Student's t with 1 and 2 degrees of freedom is 12.7062 and 4.30265
     assert a == [
         "A",
@@ -44,12 +46,19 @@ def test_a_table_of_phases_has_means_intervals_and_the_papers_number(filled_in):
 
 
 def test_gains_are_those_of_the_same_seeds(filled_in):
-    assert filled_in("gains\nA = lucir icarl cnn") == [
+    assert filled_in("gains", "A = lucir icarl cnn") == [
         ["A", "+58.00", "+15.00", "+49.00", "1"]
     ]  # 59 - 1, 16 - 1, 50 - 1
+
+
+def test_a_number_is_reproduced_within_a_point(filled_in):
+    assert filled_in("reported", "A = lucir cnn\nB = icarl nme") == [
+        ["A", "63.17", f"62.50 +- {12.7062 * 3.5:.2f}", "-0.67", "2", "0.0", "yes"],
+        ["B", "57.12", "44.67 +- 10.04", "-12.45", "3", "0.0", "no"],
+    ]
 
 
 @pytest.mark.parametrize("row", ["A = bic cnn", "A = lucir ncm", "A lucir cnn"])
 def test_a_row_that_means_nothing_is_refused(filled_in, row):
     with pytest.raises(UsageError, match=f"{row}: KeyError|{row}: ValueError|bic.json/results.json: cannot be read"):
-        filled_in(f"phases\n{row}")
+        filled_in("phases", row)
