@@ -193,6 +193,9 @@ class ExperimentConfig:
     )
     mnemonics_optimizer: str | None = by_preset("adam", "sgd", "optimiser of the pixels", choices=("adam", "sgd"))
     mnemonics_augment: bool | None = by_preset(True, False, "crop and mirror the batches of the base level at random")
+    mnemonics_fall_back: bool | None = by_preset(
+        True, False, "keep the images that the optimisation of new exemplars started from, where it did them no good"
+    )
     mnemonics_subsets: int = later(
         2, "subsets of the old exemplars, each adjusted on the others (at least 2)", used_by="adjusts"
     )

@@ -20,7 +20,7 @@ from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.augment import CropAndMirror, denormalise
 from mnemonics.data.batches import LabelledImages, balanced_batches, batch_sizes, rank_within_class
 from mnemonics.data.scenario import PhaseContext
-from mnemonics.engine.distributed import own_rows, same_everywhere
+from mnemonics.engine.distributed import from_main, own_rows, same_everywhere
 from mnemonics.engine.progress import Loop, Progress
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
 from mnemonics.exemplars.codec import Codec
@@ -152,13 +152,17 @@ def optimise_new_exemplars(
     With `--mnemonics_base joint` the base level trains on the exemplars of old classes too, as the fine-tuning does,
     and the validation batches hold all classes in equal parts; old exemplars stay as they are.
 
+    With `--mnemonics_fall_back` the images to start from are returned if their validation loss is no higher than that
+    of the optimised ones, rounded: a network that knows its training images by heart leaves nothing to gain, and Adam's
+    steps, which do not shrink with the gradient, then do harm.
+
     Args:
         model: θ_0; left unchanged. Maps float [n, 3, h, w] to logits over all labels in use.
         start: images to start from, uint8 [n, 3, h, w].
         data: D_i, uint8.
         old: exemplars of old classes, uint8.
     Returns:
-        The optimised images, uint8 [n, 3, h, w], and the validation loss after K steps on the same draws, with the
+        The exemplars, uint8 [n, 3, h, w], and the validation loss after K steps on the same draws, with the
         exemplars as they were ("start"), "optimised", optimised and "rounded" to uint8 and, where they are not stored
         as they are, coded and decoded ("stored").
     Raises:
@@ -193,6 +197,10 @@ def optimise_new_exemplars(
         for name, version in versions.items()
     }
     same_everywhere([rounded])
+    if config.mnemonics_fall_back and from_main(lambda: losses["rounded"] >= losses["start"]):
+        before, after = losses["start"], losses["rounded"]
+        context.progress.line(f"validation loss {before:.4g}, optimised {after:.4g}: real images kept")
+        return start.images, losses
     return rounded, losses
 
 

@@ -250,6 +250,17 @@ def test_augmented_base_level_uses_one_crop_per_step_and_exemplar():
     assert losses["optimised"] < losses["start"]
 
 
+@pytest.mark.parametrize(("rate", "better"), [(0.05, True), (-0.05, False)])  # down, and up
+def test_exemplars_that_became_worse_fall_back_to_the_real_images(rate, better):
+    settings, start = dataclasses.replace(SETTINGS, outer_lr=rate), blobs(12)
+    made, losses = optimised(network(), start, blobs(90, seed=1), settings, mnemonics_fall_back=True)
+    assert (losses["rounded"] < losses["start"]) == better
+    assert torch.equal(made.images, start.images) == (not better)
+    always, same = optimised(network(), start, blobs(90, seed=1), settings, mnemonics_fall_back=False)
+    assert same == losses
+    assert not torch.equal(always.images, start.images)
+
+
 def test_adjusting_changes_every_old_exemplar_and_helps():
     model, old = network(), blobs(24)
     new = adjusted(model, old)
