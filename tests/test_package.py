@@ -1,5 +1,6 @@
 """The installed package works without the checkout."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,6 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+
+from mnemonics.config.fields import ExperimentConfig
+from mnemonics.data.sources import load_source
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,3 +61,21 @@ def test_waiting_threads_sleep_unless_asked_otherwise(given, expected):
     environment = {name: value for name, value in os.environ.items() if name not in names} | given
     process = subprocess.run([sys.executable, "-uc", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert process.stdout.split() == [expected], process.stderr
+
+
+NETWORKS = sorted((ROOT / "results" / "checkpoints" / "resnet32_n5").glob("*.pt"))
+
+
+@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
+def test_the_committed_networks_are_those_of_the_model_card_and_know_real_images(path, cifar100_mini):
+    card = (ROOT / "results" / "checkpoints" / "README.md").read_text(encoding="utf-8")
+    (line,) = (line for line in card.splitlines() if line.startswith(f"| `{path.name}` |"))
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in line
+    model = torch.hub.load(str(ROOT), "resnet32_cifar100", path.stem, source="local")
+    source = load_source(ExperimentConfig(data_dir=str(cifar100_mini)))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.mean, model.std))
+    with torch.no_grad():
+        outputs = model((source.test_images / 255 - mean) / std)
+    names = [model.class_names[label] for label in outputs.argmax(1)]
+    right = sum(source.class_names[c] == name for c, name in zip(source.test_class_ids, names, strict=True))
+    assert 0.35 < right / len(names) < 0.7  # of all test images 42 to 54%
