@@ -36,7 +36,7 @@ from mnemonics.experiment.run_folder import contents, open_run, reserved, save_p
 from mnemonics.experiment.state import Experiment, State, announcement, set_up
 from mnemonics.reporting.figures import plot_exemplars
 from mnemonics.reporting.page import write_report
-from mnemonics.reporting.text import phase_line
+from mnemonics.reporting.text import is_finished, phase_line
 from mnemonics.training import finetune_on_exemplars, train_phase
 
 
@@ -217,8 +217,10 @@ def finish_phase(experiment: Experiment, state: State, log: RunLog, start: Label
             if not name.endswith("_before_finetune"):
                 log.scalar(f"{kind}/{name}", percent, result["phase"])
     save_phase(experiment, state)
-    write_results(experiment, state)
+    results = write_results(experiment, state)
     log.line(phase_line(result))
+    if not is_finished(results):  # the page of a finished run: `finish_run`
+        write_report([experiment.folder], experiment.folder / "report.html", running=True)
 
 
 def finish_run(experiment: Experiment, state: State) -> dict:

@@ -158,7 +158,7 @@ def without_drawing() -> None:
     from mnemonics.engine import log as runlog
     from mnemonics.engine.files import atomic_write
 
-    experiment.write_report = lambda runs, path: atomic_write(path, b"a page")
+    experiment.write_report = lambda runs, path, **running: atomic_write(path, b"a page")
     experiment.plot_exemplars = lambda *arguments: atomic_write(arguments[-1], b"exemplars")
     runlog.RunLog.image = lambda *arguments: None
 

@@ -5,6 +5,7 @@ Every number comes from results.json; the template escapes all text.
 
 import base64
 import textwrap
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from mnemonics.reporting.read import load_results, run_names
 from mnemonics.reporting.text import SUMMARY, Results, Rows, percent, with_header
 
 PICTURES = 4  # of exemplars: so many in a page on one run, fewer per run in one on several
+RELOAD_SECONDS = 30  # between two looks of a browser at the page of a run that goes on
+CLOCK = "%Y-%m-%d %H:%M:%S %z"
 STAGES = ("train", "exemplars", "finetune", "evaluate")  # of a phase, in the order of "seconds" in results.json
 METRICS = {  # key of a phase -> (key of the summary, its words in a legend, caption of the curves)
     "accuracy": (
@@ -36,10 +39,13 @@ METRICS = {  # key of a phase -> (key of the summary, its words in a legend, cap
 }
 
 
-def write_report(paths: Sequence[Path], out: Path) -> None:
+def write_report(paths: Sequence[Path], out: Path, running: bool = False) -> None:
     """Write the page on these runs (folders, or results files) to `out`: whole, or not at all; the same runs give the
     same page.
 
+    Args:
+        running: whether the only run goes on, unfinished. The page then says when it was written and how long the rest
+            will take, and a browser that shows it loads it again and again.
     Raises:
         UsageError: naming the file, for a run that cannot be used.
         OSError: if `out` cannot be written.
@@ -54,6 +60,8 @@ def write_report(paths: Sequence[Path], out: Path) -> None:
     environment = jinja2.Environment(loader=templates, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     page = environment.get_template("report.html").render(
+        outlook=f"{text.outlook(runs[0][1])}. Written at {time.strftime(CLOCK)}" if running else "",
+        reload_seconds=RELOAD_SECONDS,
         title=f"Comparison of {len(runs)} runs" if several else runs[0][0],
         parts=[part(path, *run, pictures) for path, run in zip(paths, runs, strict=True)],
         curves=[curve_figure(runs, metric) for metric in METRICS],

@@ -5,11 +5,14 @@ Functions of the dict in `results.json`. All accuracies are in percent. `render_
 
 import csv
 import io
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import SETTINGS
 from mnemonics.config.presets import budget
+from mnemonics.protocol import phase_sizes
 
 Results = dict[str, Any]  # the content of results.json
 Rows = list[list[Any]]  # the cells of a table, the first row its header
@@ -113,6 +116,39 @@ def is_finished(results: Results) -> bool:
 def finished_phases(results: Results) -> str:
     """How many phases are finished of all, e.g. "3 of 6"."""
     return f"{len(results['phases'])} of {results['config']['nb_phases'] + 1}"
+
+
+def duration(seconds: float) -> str:
+    """About how long something takes, e.g. "1.7 hours"."""
+    sizes = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
+    unit = next((unit for unit, size in sizes.items() if seconds < 99 * size), "days")
+    return f"{seconds / sizes[unit]:.2g} {unit}"
+
+
+def outlook(results: Results) -> str:
+    """How far an unfinished run is, and how long the rest will take."""
+    left, done = seconds_left(results), len(results["phases"])
+    after = f" and all that are left {duration(sum(left))}" if len(left) > 1 else ", and is the last one"
+    return f"{finished_phases(results)} phases are finished; phase {done} takes about {duration(left[0])}{after}"
+
+
+def seconds_left(results: Results) -> list[float]:
+    """An estimate for each phase that is left: its training images at the seconds per image of the phases so far. Phase
+    0 is unlike the others, and counts only while there is no other one."""
+    config, phases, last = results["config"], results["phases"], results["phases"][-1]
+    measured = phases[1:] or phases
+    images = sum(sum(phase["train_images"].values()) for phase in measured)
+    pace = sum(sum(phase["seconds"].values()) for phase in measured) / images
+    counts = [results["data"]["train_images"][class_id] for class_id in results["class_order"]]
+    sizes = phase_sizes(len(counts), None, config["nb_cl_fg"], config["nb_cl"])
+    in_total, kept = "total" in budget(config)[1], last["exemplars_per_class"]["max"]
+    left = []
+    for first, seen in itertools.pairwise(list(itertools.accumulate(sizes))[len(phases) - 1 :]):
+        stored = kept * (last["classes_seen"] if in_total else first)
+        of_baseline = {"exemplars": stored, "nothing": 0}  # others rehearse all earlier images
+        old = of_baseline.get(BASELINES[config["baseline"]].rehearses, sum(counts[:first]))
+        left.append(pace * (sum(counts[first:seen]) + old))
+    return left
 
 
 def definitions(results: Results) -> list[str]:

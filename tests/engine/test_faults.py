@@ -248,7 +248,7 @@ def test_every_checkpoint_is_a_point_to_go_on_from(images_in_files, tmp_path, mo
     monkeypatch.setattr(setup, "load_source", lambda config: source)
     monkeypatch.setattr(runfolder, "environment", lambda device: {})
     for drawing in ("write_report", "plot_exemplars"):
-        monkeypatch.setattr(experiment, drawing, lambda *arguments: None)
+        monkeypatch.setattr(experiment, drawing, lambda *arguments, **options: None)
     monkeypatch.setattr(runlog.RunLog, "image", lambda *arguments: None)
     experiment.run(parse_args([*flags, "--out", str(tmp_path / "whole")]))
     shutil.rmtree(tmp_path / "phase0", ignore_errors=True)

@@ -9,13 +9,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from reports import ROOT, make_results, mistake, script, tiny_run, written
+from reports import ROOT, TINY, make_results, mistake, script, tiny_run, written
 
+from mnemonics import algorithm
 from mnemonics.experiment.results import Confusion, read_confusion, write_confusion
+from mnemonics.experiment.state import parse_args
 from mnemonics.reporting.page import measured_curves, write_report
 from mnemonics.reporting.paper import load_paper
 from mnemonics.reporting.read import load_results
-from mnemonics.reporting.text import comparison_table
+from mnemonics.reporting.text import comparison_table, duration, outlook
 
 main = script("report").main
 NASTY = "<script>alert(1)</script> & \"quoted\" 'x' $y_{1}$"
@@ -174,6 +176,50 @@ def test_an_unfinished_run_is_told_and_text_from_outside_is_text(tmp_path):
         assert words in page.text
     assert not page.rows[0][-1].startswith("CNN in")
     assert "No confusion matrix" not in page.text
+
+
+def test_the_page_of_a_run_that_goes_on_reloads_itself_and_says_how_far_it_is(tmp_path, monkeypatch):
+    def write_and_look(*arguments, **options):
+        write_report(*arguments, **options)
+        pages.append(Page(arguments[-1]))
+
+    pages, flags = [], TINY.replace("--nb_phases 5", "--nb_cl 3,2").split()
+    monkeypatch.setattr(algorithm, "write_report", write_and_look)
+    algorithm.run(parse_args([*flags, "--exemplars", "herding", "--out", str(tmp_path)]))
+    assert len(pages) == 3
+    for done, page in enumerate(pages, start=1):
+        reloads = [tag["content"] for tag in page.all("meta") if tag.get("http-equiv") == "refresh"]
+        first = re.search(r"<body>\s*<(.*?)<", page.source, re.S)[1]
+        assert not page.all("script")
+        if done == len(pages):
+            assert (reloads, first.strip()) == ([], "header>")
+        else:
+            assert int(reloads[0]) >= 10
+            assert f"{done} of 3 phases are finished; phase {done} takes about " in first
+            assert re.search(r"Written at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}", first)
+
+
+@pytest.mark.parametrize(
+    ("finished", "settings", "expected"),
+    [  # phase 0: 25,000 images in 2.25 s; 10 classes of 500 images in each that is left, and 20 exemplars per old class
+        (1, {}, "1 of 6 phases are finished; phase 1 takes about 0.54 seconds and all that are left 2.9 seconds"),
+        (1, {"total_memory": 1000}, "phase 1 takes about 0.54 seconds and all that are left 2.7 seconds"),
+        (1, {"baseline": "finetune"}, "phase 1 takes about 0.45 seconds and all that are left 2.2 seconds"),
+        (1, {"baseline": "joint"}, "phase 1 takes about 2.7 seconds and all that are left 18 seconds"),
+        (5, {}, "5 of 6 phases are finished; phase 5 takes about 68 minutes, and is the last one"),
+    ],
+)
+def test_the_outlook_is_images_to_come_at_the_pace_so_far(finished, settings, expected):
+    results = make_results(finished=finished, nb_cl_fg=50, nb_cl=10, **settings)
+    results |= {"data": {"train_images": [500] * 100}, "class_order": list(range(100))}
+    for phase in results["phases"][1:]:
+        phase["seconds"]["train"] = 15_000.0
+    assert outlook(results).endswith(expected)
+
+
+def test_durations_have_the_unit_that_fits():
+    durations = [duration(seconds) for seconds in (0.5, 95, 600, 6100, 3 * 86400, 30 * 86400)]
+    assert durations == ["0.5 seconds", "95 seconds", "10 minutes", "1.7 hours", "72 hours", "30 days"]
 
 
 def test_the_command_writes_where_it_is_told_and_tells_a_mistake_in_one_line(tmp_path, monkeypatch, capsys):
