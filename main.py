@@ -5,6 +5,7 @@
     python main.py --help                                    every flag
 
     python main.py predict RUN IMAGE...                      what is on images, by a trained network
+    python main.py export RUN DIR                            the exemplars of a run as PNG files
     torchrun --nproc_per_node=2 main.py ...                  on several GPUs
 
 Exit status: 0 done, 1 the run failed, 2 the command line or the data must be changed, 143 or 130 stopped by SIGTERM or

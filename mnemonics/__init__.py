@@ -1,17 +1,21 @@
 """Mnemonics Training (Liu et al., CVPR 2020): class-incremental learning with exemplars optimised pixel by pixel.
 
-The library call: `from mnemonics import BilevelSettings, optimise_exemplars`.
+The library: `from mnemonics import BilevelSettings, exemplars_of, optimise_exemplars`.
 """
 
+import importlib
 from typing import Any
 
-__all__ = ["BilevelSettings", "optimise_exemplars"]
+PLACES = {
+    "BilevelSettings": "mnemonics.exemplars.base_level",
+    "optimise_exemplars": "mnemonics.exemplars.meta_level",
+    "exemplars_of": "mnemonics.reporting.export",
+}
+__all__ = [*PLACES]
 
 
 def __getattr__(name: str) -> Any:
-    """The library call is imported when it is asked for: the parts of the package need not wait for it."""
-    if name not in __all__:
+    """What the library offers is imported when it is asked for: the parts of the package need not wait for it."""
+    if name not in PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mnemonics.exemplars import meta_level
-
-    return getattr(meta_level, name)
+    return getattr(importlib.import_module(PLACES[name]), name)

@@ -1,4 +1,4 @@
-"""`python -m mnemonics`, the same as main.py: an experiment or, with `predict` first, what is on images."""
+"""`python -m mnemonics`, the same as main.py: an experiment or, if its name comes first, one of COMMANDS."""
 
 import os
 import sys
@@ -14,17 +14,19 @@ from mnemonics.config.command_line import repetitions
 from mnemonics.engine import distributed
 from mnemonics.engine.errors import command
 from mnemonics.experiment.state import parse_args
-from mnemonics.reporting import predict
+from mnemonics.reporting import export, predict
 from mnemonics.reporting.tables import over_seeds
 from mnemonics.reporting.text import results_table
+
+COMMANDS = {"predict": predict.main, "export": export.main}
 
 
 @command("main.py")
 def main(arguments: Sequence[str] | None = None) -> int | None:
     """Run what the command line asks for and print the tables: of each run and, of several, over their seeds."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["predict"]:
-        return predict.main(arguments[1:])
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
     with distributed.joined():
         config = distributed.main_first(lambda: parse_args(arguments))
         finished = [algorithm.run(repetition) for repetition in repetitions(config)]

@@ -1,15 +1,19 @@
 """What README and docs tell to run, and where they point."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from mnemonics import __main__
 from mnemonics.algorithm import run
 from mnemonics.baselines import BASELINES
 from mnemonics.config.command_line import build_parser
+from mnemonics.data.files import read_images
 from mnemonics.data.sources import SOURCES
 from mnemonics.exemplars.methods import EXEMPLARS, ExemplarMethod
 from mnemonics.experiment.state import CHOICES, parse_args
@@ -20,10 +24,12 @@ PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")
 TINY = "--nb_phases 1 --network resnet8 --epochs 1 --nb_protos 2 --method baseline --device cpu".split()
 
 
-def code_of(text):
-    """The names that the Python examples of a page define, by example."""
-    found = []
-    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+def code_of(text, kind="python"):
+    """The names that the Python examples of a page define, by example; or the lines of its commands, for "bash"."""
+    found, blocks = [], re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
+    if kind == "bash":
+        return [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    for code in blocks:
         names = {}
         exec(code, names)
         found.append(names)
@@ -56,6 +62,24 @@ def test_the_examples_of_extending_work_together(tmp_path, monkeypatch):
     results, _ = run(parse_args([*TINY, *flags, "--out", str(tmp_path / "run")]))
     assert [phase["exemplars_per_class"] for phase in results["phases"]] == [{"min": 2, "max": 2}] * 2
     assert results["phases"][-1]["accuracy"]["nme"] > 2 * 10  # twice what guessing gives
+
+
+def test_exemplars_in_ones_own_training(tmp_path, monkeypatch):
+    """The commands of the page, then its Python examples, but that of Avalanche, which tests/adapters runs."""
+    page = (ROOT / "docs" / "own_training.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for line in code_of(page, "bash"):
+        command = line.removeprefix("python main.py ").removeprefix("python -m mnemonics ")
+        assert __main__.main(shlex.split(command)) == 0
+    own, stored = code_of(page.split("## In Avalanche")[0])
+    right = own["model"](own["x"]).argmax(1) == own["y"]
+    assert right[own["y"] < 5].float().mean() > 0.5  # old classes; without a memory about 0.02
+    files = sorted((tmp_path / "exemplars").rglob("*.png"), key=lambda path: path.name)
+    assert torch.equal(read_images(files, 16, None), stored["images"])
+    assert [int(path.parent.name) for path in files] == stored["class_ids"].tolist()
+    folder = json.loads((tmp_path / "runs" / "exemplars" / "results.json").read_text())
+    assert folder["data"]["class_names"] == list("0123456789")
+    assert sum(folder["data"]["train_images"] + folder["data"]["test_images"]) == len(stored["images"])
 
 
 def test_every_flag_that_a_page_names_exists():

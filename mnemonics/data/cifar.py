@@ -81,6 +81,16 @@ def load_cifar(config: ExperimentConfig) -> ImageSource:
     return ImageSource(config.dataset, tuple(names), kind.mean, kind.std, 4, True, tuple(notices), *train, *test)
 
 
+def would_download(config: ExperimentConfig) -> bool:
+    """Whether `load_source` would download the data set: it is one of these, and nothing of it is in its folder."""
+    if config.dataset not in CIFAR:
+        return False
+    kind, root = CIFAR[config.dataset], Path(os.path.expanduser(config.data_dir))
+    files = [f"{folder}{name}" for folder in (f"{kind.official.base_folder}/", "") for name in kind.md5]
+    places = (root / name for name in (kind.official.filename, "train", "test", *files))
+    return not (root.is_file() or any(place.exists() for place in places))
+
+
 def read_any(root: Path, kind: Cifar) -> Content:
     """Find out in which form the data is there and read it. Raises DataError or OSError."""
     for folder in (root / kind.official.base_folder, root):

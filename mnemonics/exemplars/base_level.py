@@ -5,6 +5,7 @@ back through them, from a validation loss to the exemplars. Notation: `meta_leve
 import copy
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ from mnemonics.engine.distributed import summed, world
 from mnemonics.engine.errors import NonFiniteLossError
 from mnemonics.exemplars.folding import with_layout
 from mnemonics.exemplars.unroll import Draws, GraphedSteps, Parameters, Schedule, StepLoss, Steps, unrolled_gradient
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [n, classes], labels int64 [n]) -> scalar, the mean over the images
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class BilevelSettings:
     memory: int | None = None  # MiB that graphs of base-level steps may take; None: a quarter of what is free
     cuda_graphs: bool = True  # on a GPU, capture the steps as CUDA graphs
     updates_per_epoch: int = 1  # of the pixels; has no flag
+    loss: Loss = F.cross_entropy  # of base and meta level; has no flag. A captured one must not read values on the host
 
     @staticmethod
     def of(config: ExperimentConfig) -> "BilevelSettings":
@@ -109,11 +113,11 @@ class BaseLevel:
         """
         settings = self.settings
         if settings.variant == "class-mean":
-            loss, gradient = class_mean_gradient(self.model, exemplars, self.fixed, validation)
+            loss, gradient = class_mean_gradient(self.model, settings.loss, exemplars, self.fixed, validation)
             used = torch.ones_like(exemplars.labels, dtype=torch.bool)
         else:
             steps, schedule = self.steps_for(exemplars.images, draws), self.schedule(draws, exemplars.images)
-            loss_of = functools.partial(validation_loss, self.network, validation)
+            loss_of = functools.partial(validation_loss, self.network, settings.loss, validation)
             loss, gradient, *_ = unrolled_gradient(steps, loss_of, self.trained, exemplars.images, schedule)
             everything = len(exemplars) + (0 if self.fixed is None else len(self.fixed))
             used = torch.zeros(everything, dtype=torch.bool, device=gradient.device)
@@ -138,7 +142,8 @@ class BaseLevel:
 
     def loss_of(self, network: nn.Module) -> StepLoss:
         """L_k of a network; does not refer to this object, for graphs captured of it to be freed with it."""
-        return functools.partial(step_loss, network, None if self.fixed is None else self.fixed.images, self.augment)
+        fixed = None if self.fixed is None else self.fixed.images
+        return functools.partial(step_loss, network, self.settings.loss, fixed, self.augment)
 
     def loss_after_steps(self, exemplars: LabelledImages, validation: LabelledImages, draws: Draws) -> float:
         """V alone, after K steps on all weights whatever the variant: what the fine-tuning will do."""
@@ -148,34 +153,37 @@ class BaseLevel:
         state = steps.state(θ, exemplars.images, schedule)
         steps.run(state, schedule, (θ, None), keep=False)
         with torch.no_grad():
-            loss = validation_loss(network, validation, layout.unflatten(state.points[-1]))
+            loss = validation_loss(network, self.settings.loss, validation, layout.unflatten(state.points[-1]))
         return mean_of_all(loss, state.points[:0], len(validation.labels))[0].item()
 
 
 def step_loss(
     network: nn.Module,
+    loss: Loss,
     fixed: Tensor | None,
     augment: CropAndMirror | None,
     parameters: Parameters,
     images: Tensor,
     *draw: Tensor,
 ) -> Tensor:
-    """L_k: cross-entropy on a minibatch; `draw`: its indices (into the exemplars, then `fixed`), labels, and crops."""
+    """L_k: the loss on a minibatch; `draw`: its indices (into the exemplars, then `fixed`), labels, and crops."""
     batch, labels, *crops = draw
     images = (images if fixed is None else torch.cat([images, fixed])).index_select(0, batch)
     if augment is not None:
         images = augment.apply(images, *crops)
-    return F.cross_entropy(functional_call(network, parameters, (images,)), labels)
+    return loss(functional_call(network, parameters, (images,)), labels)
 
 
-def validation_loss(network: nn.Module, validation: LabelledImages, parameters: Parameters) -> Tensor:
-    """V: cross-entropy on the validation images; see `own_loss`."""
-    return own_loss(functional_call(network, parameters, (validation.images,)), validation.labels)
+def validation_loss(network: nn.Module, loss: Loss, validation: LabelledImages, parameters: Parameters) -> Tensor:
+    """V: the loss on the validation images; see `own_loss`."""
+    return own_loss(loss, functional_call(network, parameters, (validation.images,)), validation.labels)
 
 
-def own_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy on validation images: the mean or, on several processes, the sum, which an empty share has too."""
-    return F.cross_entropy(logits, labels, reduction="mean" if world() == 1 else "sum")
+def own_loss(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss on validation images: the mean or, on several processes, the sum, which an empty share has too."""
+    if world() == 1:
+        return loss(logits, labels)
+    return len(labels) * loss(logits, labels) if len(labels) else logits.sum()
 
 
 def mean_of_all(loss: Tensor, gradient: Tensor, images: int) -> tuple[Tensor, Tensor]:
@@ -190,11 +198,10 @@ def mean_of_all(loss: Tensor, gradient: Tensor, images: int) -> tuple[Tensor, Te
 
 
 def class_mean_gradient(
-    model: nn.Module, exemplars: LabelledImages, fixed: LabelledImages | None, validation: LabelledImages
+    model: nn.Module, loss: Loss, exemplars: LabelledImages, fixed: LabelledImages | None, validation: LabelledImages
 ) -> tuple[Tensor, Tensor]:
-    """The variant without a base level: (loss, its gradient for the exemplars), the loss being the cross-entropy (see
-    `own_loss`) of the cosines between the features of the validation images and the mean feature of each class's
-    exemplars."""
+    """The variant without a base level: (the loss, its gradient for the exemplars), where the logits of `own_loss` are
+    the cosines between the features of the validation images and the mean feature of each class's exemplars."""
     images = exemplars.images.detach().requires_grad_()
     everything = LabelledImages(images, exemplars.labels)
     everything = everything if fixed is None else everything.followed_by(fixed)
@@ -204,5 +211,5 @@ def class_mean_gradient(
     with torch.no_grad():
         features = model.features(validation.images)
     cosines = F.normalize(features, dim=1) @ F.normalize(means, dim=1).T
-    loss = own_loss(cosines, torch.searchsorted(classes, validation.labels))
-    return loss.detach(), torch.autograd.grad(loss, images)[0]
+    value = own_loss(loss, cosines, torch.searchsorted(classes, validation.labels))
+    return value.detach(), torch.autograd.grad(value, images)[0]

@@ -1,9 +1,10 @@
 """Exemplars as parameters: Eq. 9 (new classes) and Eq. 10 (old classes) of the paper, on top of `unroll`.
 
-Notation: E exemplars being optimised, V validation images, θ_0 the model of this phase, K base-level steps.
+Notation: E exemplars being optimised, V validation images, θ_0 the model of this phase, K base-level steps,
+L the loss: cross-entropy, or what `BilevelSettings.loss` says.
 
-    base level   θ_{k+1} = θ_k - α ∇ CE(θ_k; E[batch k])           Eq. 8: all weights, BatchNorm statistics fixed
-    meta level   E <- clamp(E - β step(∇_E CE(θ_K(E); V[batch])))  Eq. 9: back through all K steps
+    base level   θ_{k+1} = θ_k - α ∇ L(θ_k; E[batch k])            Eq. 8: all weights, BatchNorm statistics fixed
+    meta level   E <- clamp(E - β step(∇_E L(θ_K(E); V[batch])))   Eq. 9: back through all K steps
 
 Pixels live in the network's input space (normalised images), are clamped to what a uint8 image can show after each
 update, and are rounded to uint8 at the end. `optimise_exemplars` is the part that knows nothing of this project.
@@ -109,13 +110,13 @@ def optimise_exemplars(
     """Optimise `images` so that `model`, trained on them for K steps, does well on validation data (Eq. 9).
 
     Args:
-        model: any classifier; left unchanged, used in eval mode. The variant "unroll-fc" needs a child `classifier`,
-            "class-mean" a method `features` that maps images to [n, d].
+        model: any classifier of layers that can be differentiated twice; left unchanged, used in eval mode. The variant
+            "unroll-fc" needs a child `classifier`, "class-mean" a method `features` that maps images to [n, d].
         images: where to start, float [n, ...]: what the model takes.
         labels: int64 [n].
         validation: gives the next validation batch, (float [m, ...], int64 [m]); on several processes, the share of
             each. Everything else must be the same there.
-        settings: see `BilevelSettings`.
+        settings: see `BilevelSettings`; the loss is among them.
         low, high: valid range of the images: two numbers, or two tensors that broadcast to them; none by default.
         fixed: further (images, labels) that the base level trains on but that stay as they are.
         augment: how base-level batches are augmented; not at all by default.

@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mnemonics.engine.cuda_graphs import Captured
 from mnemonics.exemplars.convolution import TwiceDifferentiable
@@ -146,7 +147,7 @@ class Steps:
         """That of step k; g_k alone, unless it is `kept`."""
         θ, *draw = state.now(state.points, *state.draws)
         θ, x = θ.requires_grad_(), state.inputs.detach().requires_grad_(kept)
-        with TwiceDifferentiable():
+        with TwiceDifferentiable(), sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second one
             loss = self.loss(θ, x, draw)
         return Graph(θ, x, *torch.autograd.grad(loss, θ, create_graph=kept))
 

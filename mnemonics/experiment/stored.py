@@ -24,6 +24,7 @@ from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
 from mnemonics.engine.device import pick_device, prepare
 from mnemonics.engine.errors import UsageError
+from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.experiment.run_folder import memory_of
 from mnemonics.models import restore_network
 from mnemonics.protocol import Phase, Protocol, class_order, make_protocol, phase_sizes
@@ -39,8 +40,13 @@ class Loaded:
 
     model: nn.Module
     network: str  # its name
-    exemplars: LabelledImages | None  # what NME needs
+    memory: ExemplarMemory | None  # None where none is stored
     image_size: int | None = None  # height and width in pixels that it needs; None: any
+
+    @property
+    def exemplars(self) -> LabelledImages | None:
+        """What NME needs."""
+        return self.memory.data if self.memory else None
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def load_own(config: ExperimentConfig, order: tuple[int, ...], index: int, path:
     except (KeyError, TypeError, RuntimeError, IndexError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path}: its weights do not fit the network {config.network} ({reason:.200})") from error
-    return Loaded(model, config.network, memory.data if len(memory) else None)
+    return Loaded(model, config.network, memory)
 
 
 def protocol_of(target: Target, num_classes: int) -> Protocol:

@@ -1,5 +1,8 @@
 """The exemplar buffer in Avalanche, where that is installed: `bash scripts/test_adapters.sh`."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -64,6 +67,13 @@ def test_optimised_exemplars_start_from_herding_and_move():
     assert torch.cdist(moved, originals).min(1).values.min() > 0
     assert moved.min() >= originals.min()
     assert moved.max() <= originals.max()
+
+
+def test_the_example_of_the_docs_runs():
+    page = Path(__file__).parents[2] / "docs" / "own_training.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text("utf-8").split("## In Avalanche")[1], re.DOTALL)
+    exec(code, names := {})
+    assert names["plugin"].storage_policy is names["buffer"]
 
 
 def test_another_kind_is_refused():

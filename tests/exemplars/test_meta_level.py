@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from contexts import context, resolved, with_settings
 from torch import nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mnemonics import BilevelSettings, optimise_exemplars
 from mnemonics.data.batches import LabelledImages, Preprocessing
@@ -16,6 +17,7 @@ from mnemonics.engine.errors import NonFiniteLossError
 from mnemonics.exemplars.base_level import BaseLevel
 from mnemonics.exemplars.meta_level import Pixels, adjust_old_exemplars, balanced_subsets, optimise_new_exemplars
 from mnemonics.experiment.state import parse_args
+from mnemonics.models import make_network
 
 PREP = Preprocessing(torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3]), 2, False)
 SETTINGS = BilevelSettings(steps=5, lr=0.1, batch_size=64, epochs=15, outer_lr=0.05, optimizer="adam")
@@ -208,13 +210,64 @@ def test_unroll_fc_is_unroll_restricted_to_the_classifier():
     assert not torch.allclose(gradient, full, rtol=0.1)
 
 
-def test_class_mean_gradient_is_that_of_cosines_to_class_means():
-    settings = dataclasses.replace(SETTINGS, variant="class-mean")
+def smoothed(logits, labels):
+    return F.cross_entropy(logits, labels, label_smoothing=0.2)
+
+
+def squared(logits, labels):
+    return F.mse_loss(logits, (labels[:, None] == torch.arange(logits.shape[1])).to(logits))
+
+
+class Attention(nn.Module):
+    """Maps [n, 2, 12] to 5 logits by a transformer layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.classifier = nn.TransformerEncoderLayer(2, 1, 8, batch_first=True), nn.Linear(2, 5)
+
+    def forward(self, x):
+        return self.classifier(self.body(x.mT).mean(1))
+
+
+MODULES = {  # a module for five classes, and the shape of what it takes
+    "folded": (lambda: make_network("resnet8", 5, torch.device("cpu")), (3, 8, 8)),
+    "signals": (lambda: nn.Sequential(nn.Conv1d(2, 8, 3), nn.Softplus(), nn.Flatten(), nn.Linear(80, 5)), (2, 12)),
+    "attention": (Attention, (2, 12)),
+}
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, smoothed, squared])
+@pytest.mark.parametrize("module", MODULES)
+def test_the_gradient_of_any_module_shape_and_loss_is_that_of_the_plain_graph(module, loss):
+    torch.manual_seed(0)
+    make, shape = MODULES[module]
+    model, labels = make().double().eval(), torch.arange(20) % 5
+    exemplars, validation = (LabelledImages(torch.randn(20, *shape).double(), labels) for _ in "ab")
+    base = BaseLevel(model, dataclasses.replace(SETTINGS, steps=3, batch_size=10, loss=loss))
+    assert (base.network is not base.model) == (module == "folded")
+    draws_of_steps = base.draw(labels, draws())
+    _, gradient, value = base.gradient(exemplars, validation, draws_of_steps, 0)
+    x, θ = exemplars.images.requires_grad_(), dict(model.named_parameters())
+    with sdpa_kernel(SDPBackend.MATH):
+        for batch, of_batch in zip(*draws_of_steps, strict=True):
+            step = torch.autograd.grad(
+                loss(functional_call(model, θ, (x[batch],)), of_batch), list(θ.values()), create_graph=True
+            )
+            θ = {name: p - 0.1 * g for (name, p), g in zip(θ.items(), step, strict=True)}
+        expected = loss(functional_call(model, θ, (validation.images,)), labels)
+    assert torch.allclose(value, expected, rtol=1e-10)
+    assert torch.allclose(gradient, torch.autograd.grad(expected, x)[0], rtol=1e-7, atol=1e-12)
+    assert base.loss_after_steps(exemplars, validation, draws_of_steps) == pytest.approx(value.item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, squared])
+def test_class_mean_gradient_is_that_of_cosines_to_class_means(loss):
+    settings = dataclasses.replace(SETTINGS, variant="class-mean", loss=loss)
     model, exemplars, validation = network().eval(), network_input(blobs(6, first=1)), network_input(blobs(9, first=1))
     x = exemplars.images.clone().requires_grad_()
     means = torch.stack([model.features(x[exemplars.labels == c]).mean(0) for c in (1, 2, 3)])
     cosines = torch.stack([F.cosine_similarity(f[None], means) for f in model.features(validation.images)])
-    expected = torch.autograd.grad(F.cross_entropy(cosines, validation.labels - 1), x)[0]
+    expected = torch.autograd.grad(loss(cosines, validation.labels - 1), x)[0]
     used, gradient, _ = BaseLevel(model, settings).gradient(exemplars, validation, [], 0)
     assert used.tolist() == [True] * 6
     assert torch.allclose(gradient, expected, atol=1e-7)
