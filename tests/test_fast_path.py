@@ -95,6 +95,9 @@ def test_bf16_is_close_and_keeps_weights_and_statistics_in_float32():
     assert not torch.equal(low, full)
     assert (low - full).abs().max() < 0.1
     assert low.dtype == torch.float32
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features = model.features(preprocessing().plain(images(8).images))
+    assert not torch.equal(features, features.bfloat16().float())  # pooled in float32
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32, torch.int64}
 
 

@@ -185,7 +185,8 @@ def rank_within_class(labels: Tensor) -> Tensor:
 
 
 def balanced_batches(labels: Tensor, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of `steps` minibatches in which every class is equally frequent, give or take one image.
+    """Indices of `steps` minibatches in which classes with as many images are equally frequent: their counts differ by
+    two at most, as turns may be cut at both ends of a batch.
 
     The images are passed through again and again: in each pass every image comes once, in random order within its
     class, the classes taking turns in random order. With fewer images than `batch_size` each batch is one pass.

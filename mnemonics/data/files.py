@@ -97,7 +97,7 @@ class FileImages:
             batch_size=None,
             sampler=draws,
             num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_initialized(),  # not for a run on a CPU beside a GPU
             worker_init_fn=outlive_signals,
             persistent_workers=persistent and workers > 0,
         )

@@ -185,7 +185,7 @@ def mean_of_all(loss: Tensor, gradient: Tensor, images: int) -> tuple[Tensor, Te
     """
     if world() == 1:
         return loss, gradient
-    total = summed(torch.cat([loss.detach().reshape(1), loss.new_tensor([images]), gradient.flatten()]))
+    total = summed(torch.cat([loss.detach().reshape(1), loss.new_full((1,), images), gradient.flatten()]))
     return total[0] / total[1], total[2:].view_as(gradient) / total[1]
 
 

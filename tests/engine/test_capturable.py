@@ -16,6 +16,7 @@ from mnemonics.data.batches import LabelledImages, ResidentBatches
 from mnemonics.engine import device as runtime
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
 from mnemonics.exemplars.meta_level import Pixels
+from mnemonics.models import layers
 
 HOST = {
     "aten::lift_fresh": "makes a tensor of a number",
@@ -86,6 +87,16 @@ def test_training_step(name, phases, weight_transfer):
     _, step = training.sgd_step(model.train(), baseline, batches, config)
     (draw,) = itertools.islice(batches.epoch([BATCH], torch.Generator().manual_seed(1)), 1)
     assert of_host(step, *draw) == []
+
+
+def test_statistics_of_a_batch_that_processes_share(monkeypatch):
+    monkeypatch.setattr(layers, "stacked", lambda own: own[None])
+    x = torch.arange(24.0).view(2, 3, 2, 2)
+    with Operations() as operations:
+        mean, variance, count = layers.whole_batch_statistics(x)
+    assert operations.of_host == []
+    assert (count.item(), torch.equal(mean, x.mean((0, 2, 3)))) == (8, True)
+    assert torch.allclose(variance, x.var((0, 2, 3), correction=0))
 
 
 @pytest.mark.parametrize(("name", "defaults"), [("cuda:1", [torch.device("cuda:1")]), ("cuda", []), ("cpu", [])])
