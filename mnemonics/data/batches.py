@@ -1,6 +1,6 @@
 """Batches: of images held in memory as uint8 on the device, or streamed from files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,13 @@ class LabelledImages:
         if isinstance(self.images, Tensor):
             return self
         return LabelledImages(self.images.loaded().to(self.labels.device), self.labels)
+
+    def chooser(self) -> Callable[[Tensor], "LabelledImages"]:
+        """int64 [m] -> those images, in memory; for many calls."""
+        if isinstance(self.images, Tensor):
+            return self.__getitem__
+        chosen, device = self.images.by_workers(), self.labels.device
+        return lambda index: LabelledImages(chosen(index).to(device), self.labels[index])
 
     def followed_by(self, other: "LabelledImages") -> "LabelledImages":
         """These images followed by those of `other`."""
