@@ -13,6 +13,7 @@ from mnemonics.engine.distributed import is_main
 from mnemonics.engine.files import naming
 
 LINE_SECONDS = 60.0  # between the lines that stand for a bar where there is no terminal
+PACE_SECONDS, FAR_SLOWER = 60.0, 3.0  # how long steps take this many times as long, until that is told
 
 
 def progress_bar(title: str, steps: int, done: int, images: int | None, say: Callable[[str], None] | None) -> tqdm:
@@ -42,6 +43,25 @@ def progress_bar(title: str, steps: int, done: int, images: int | None, say: Cal
         disable=say is None or not is_main(),
         **{} if on_terminal else lines,
     )
+
+
+class Pace:
+    """Notices when the steps of a loop have become far slower than they were in its first minute."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock, self.start, self.steps = clock, clock(), 0
+        self.first: float | None = None  # steps per second; of a whole minute, as a GPU is behind the host at first
+        self.told = False
+
+    def slower(self) -> str:
+        """Called after each step: what to tell, once, else nothing."""
+        self.steps, now = self.steps + 1, self.clock()
+        if self.told or now - self.start < PACE_SECONDS:
+            return ""
+        rate = self.steps / (now - self.start)
+        self.first, self.start, self.steps = self.first or rate, now, 0
+        self.told = FAR_SLOWER * rate < self.first
+        return f"{rate:.3g} steps/s, after {self.first:.3g}: is this machine busy?" if self.told else ""
 
 
 class Lines(io.TextIOBase):
