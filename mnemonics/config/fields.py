@@ -193,6 +193,11 @@ class ExperimentConfig:
     )
     mnemonics_optimizer: str | None = by_preset("adam", "sgd", "optimiser of the pixels", choices=("adam", "sgd"))
     mnemonics_augment: bool | None = by_preset(True, False, "crop and mirror the batches of the base level at random")
+    mnemonics_tf32: bool = later(
+        False,
+        "on a GPU the gradients of the exemplar level, and nothing else, by products in TF32, which are less exact",
+        used_by="optimises adjusts",
+    )
     mnemonics_subsets: int = later(
         2, "subsets of the old exemplars, each adjusted on the others (at least 2)", used_by="adjusts"
     )
