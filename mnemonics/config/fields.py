@@ -196,6 +196,11 @@ class ExperimentConfig:
     mnemonics_fall_back: bool | None = by_preset(
         True, False, "keep the images that the optimisation of new exemplars started from, where it did them no good"
     )
+    mnemonics_tf32: bool = later(
+        False,
+        "on a GPU the gradients of the exemplar level, and nothing else, by products in TF32, which are less exact",
+        used_by="optimises adjusts",
+    )
     mnemonics_subsets: int = later(
         2, "subsets of the old exemplars, each adjusted on the others (at least 2)", used_by="adjusts"
     )

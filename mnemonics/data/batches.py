@@ -1,6 +1,6 @@
 """Batches: of images held in memory as uint8 on the device, or streamed from files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,13 @@ class LabelledImages:
         if isinstance(self.images, Tensor):
             return self
         return LabelledImages(self.images.loaded().to(self.labels.device), self.labels)
+
+    def chooser(self) -> Callable[[Tensor], "LabelledImages"]:
+        """int64 [m] -> those images, in memory; for many calls."""
+        if isinstance(self.images, Tensor):
+            return self.__getitem__
+        chosen, device = self.images.by_workers(), self.labels.device
+        return lambda index: LabelledImages(chosen(index).to(device), self.labels[index])
 
     def followed_by(self, other: "LabelledImages") -> "LabelledImages":
         """These images followed by those of `other`."""
@@ -185,7 +192,8 @@ def rank_within_class(labels: Tensor) -> Tensor:
 
 
 def balanced_batches(labels: Tensor, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of `steps` minibatches in which every class is equally frequent, give or take one image.
+    """Indices of `steps` minibatches in which classes with as many images are equally frequent: their counts differ by
+    two at most, as turns may be cut at both ends of a batch.
 
     The images are passed through again and again: in each pass every image comes once, in random order within its
     class, the classes taking turns in random order. With fewer images than `batch_size` each batch is one pass.

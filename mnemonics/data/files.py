@@ -85,6 +85,17 @@ class FileImages:
         index = np.split(np.arange(len(self)), range(batch_size, len(self), batch_size)) if len(self) else ()
         yield from decoded(self.loader([(batch[rows], None) for batch in index]))
 
+    def by_workers(self) -> Callable[[Tensor], Tensor]:
+        """int64 [m] on any device -> uint8 [m, 3, size, size]: those images, plain. The workers stay for more."""
+        draws: list[tuple[np.ndarray, None]] = []
+        loader = self.loader(draws, persistent=True)
+
+        def chosen(index: Tensor) -> Tensor:
+            draws[:] = [(batch.numpy(), None) for batch in index.cpu().split(LOADING_BATCH) if len(batch)]
+            return torch.cat([self.stored[:0], *decoded(loader)])
+
+        return chosen
+
     def loader(self, draws: Iterable[tuple[np.ndarray, np.ndarray | None]], persistent: bool = False) -> DataLoader:
         """Batches of the images `index` (int64 [b]), cut at random by `seeds` (int64 [b]) where they are not None, for
         each (index, seeds) of `draws`, which is gone through again each time the loader is (arrays: each tensor would
@@ -97,7 +108,7 @@ class FileImages:
             batch_size=None,
             sampler=draws,
             num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_initialized(),  # not for a run on a CPU beside a GPU
             worker_init_fn=outlive_signals,
             persistent_workers=persistent and workers > 0,
         )

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,15 +70,27 @@ def autocast(amp: str, device: torch.device) -> torch.autocast:
 
 def prepare(device: torch.device, deterministic: bool) -> None:
     """Process-wide settings. Repeatable kernels are always on for a CPU, where they cost nothing. float32 means
-    float32: where less precision will do, autocast says so."""
+    float32: where less precision will do, autocast and `tf32` say so. On a GPU cuDNN tries its algorithms on each new
+    shape, where it need not choose the same ones again."""
     if device.index is not None:
         torch.cuda.set_device(device)  # what NCCL, CUDA graphs and all that is not told a device will use
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
     if deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # the same as use_deterministic_algorithms, which also imports torch's compiler: evaluation does without its 140 MB
     torch.set_deterministic_debug_mode("error" if deterministic or device.type == "cpu" else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes every tensor twice
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Inside, a CUDA device may multiply float32 numbers as TF32, of 10 bits after the point instead of 23."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def seed_of(seed: int, phase: int, purpose: str) -> int:

@@ -15,6 +15,7 @@ from mnemonics.engine.errors import UsageError
 from mnemonics.engine.pickle_scan import PickleError, open_archive, scan
 
 FORMAT = 4  # 3: exemplars held out are stored apart; 4: a mask says which they are
+OLDEST = 3  # of what finished runs left; runs continue only from this version's format
 PROTOCOL_2 = b"\x80\x02"  # the start of every pickle that torch.save writes
 
 
@@ -112,9 +113,9 @@ def load(path: Path, device: torch.device, oldest: int = FORMAT) -> dict[str, An
     return parsed(path, from_main(path.read_bytes), device, oldest)
 
 
-def load_alone(path: Path) -> dict[str, Any]:
+def load_alone(path: Path, oldest: int = FORMAT) -> dict[str, Any]:
     """As `load`, onto the CPU, for this process alone."""
-    return parsed(path, path.read_bytes(), torch.device("cpu"))
+    return parsed(path, path.read_bytes(), torch.device("cpu"), oldest)
 
 
 def parsed(path: Path, data: bytes, device: torch.device, oldest: int = FORMAT) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: log.txt and the console (lines, bars), TensorBoard's event files (curves, images)."""
+"""What a run tells while it runs: log.txt and the console (lines, bars), TensorBoard's events (curves, images)."""
 
 import io
 import os
@@ -7,18 +7,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import image, scalar
 from tqdm import tqdm
 
 from mnemonics.engine.distributed import is_main
 from mnemonics.engine.files import naming
 
 LINE_SECONDS = 60.0  # between the lines that stand for a bar where there is no terminal
+PACE_SECONDS, FAR_SLOWER = 60.0, 3.0  # how long steps take this many times as long, until that is told
 
 
 def progress_bar(title: str, steps: int, done: int, images: int | None, say: Callable[[str], None] | None) -> tqdm:
@@ -50,6 +45,25 @@ def progress_bar(title: str, steps: int, done: int, images: int | None, say: Cal
     )
 
 
+class Pace:
+    """Notices when the steps of a loop have become far slower than they were in its first minute."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock, self.start, self.steps = clock, clock(), 0
+        self.first: float | None = None  # steps per second; of a whole minute, as a GPU is behind the host at first
+        self.told = False
+
+    def slower(self) -> str:
+        """Called after each step: what to tell, once, else nothing."""
+        self.steps, now = self.steps + 1, self.clock()
+        if self.told or now - self.start < PACE_SECONDS:
+            return ""
+        rate = self.steps / (now - self.start)
+        self.first, self.start, self.steps = self.first or rate, now, 0
+        self.told = FAR_SLOWER * rate < self.first
+        return f"{rate:.3g} steps/s, after {self.first:.3g}: is this machine busy?" if self.told else ""
+
+
 class Lines(io.TextIOBase):
     """A file for tqdm that makes a line of each state of the bar."""
 
@@ -62,18 +76,17 @@ class Lines(io.TextIOBase):
 
 
 class RunLog:
-    """Writes into one run folder, on rank 0 only; a context manager that closes its files.
-
-    Events are written by tensorboardX's writer without the thread that its SummaryWriter puts before it: there, a full
-    disk would end the thread, and the run would wait for it for ever.
-    """
+    """Writes into one run folder, on rank 0 only; a context manager that closes its files."""
 
     def __init__(self, folder: Path):
         self.path = folder / "log.txt" if is_main() else Path(os.devnull)
         encoding = {"encoding": "utf-8", "errors": "backslashreplace"}  # names of folders need not be UTF-8
         self.file = open(self.path, "a", buffering=1, **encoding)  # noqa: SIM115 (closed by __exit__)
-        self.event_files = folder / "events"
-        self.events = EventsWriter(str(self.event_files)) if is_main() else None
+        self.events = None
+        if is_main():
+            from mnemonics.engine.events import Events  # tensorboardX, which nothing but a run needs
+
+            self.events = Events(folder / "events")
 
     def __enter__(self) -> "RunLog":
         return self
@@ -82,8 +95,7 @@ class RunLog:
         with naming(self.path):
             self.file.close()
         if self.events is not None:
-            with naming(self.event_files):
-                self.events.close()
+            self.events.close()
 
     def line(self, text: str) -> None:
         """A line for the console (above any progress bar) and, with the time, for log.txt."""
@@ -93,16 +105,10 @@ class RunLog:
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """A point of a curve."""
-        self.event(scalar(name, value), step)
+        if self.events is not None:
+            self.events.scalar(name, value, step)
 
     def image(self, name: str, picture: Path, step: int) -> None:
         """A picture, from its PNG file."""
-        with Image.open(picture) as opened:
-            self.event(image(name, np.asarray(opened.convert("RGB")), dataformats="HWC"), step)
-
-    def event(self, summary: Summary, step: int) -> None:
-        if self.events is None:
-            return
-        with naming(self.event_files):
-            self.events.write_event(Event(summary=summary, step=step, wall_time=time.time()))
-            self.events.flush()
+        if self.events is not None:
+            self.events.image(name, picture, step)

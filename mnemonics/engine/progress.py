@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mnemonics.engine.errors import Interrupted, NonFiniteLossError, OutOfMemoryError
-from mnemonics.engine.log import RunLog, progress_bar
+from mnemonics.engine.log import Pace, RunLog, progress_bar
 
 Partial = dict[str, Any]  # a phase under way, as a checkpoint holds it
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
@@ -191,6 +191,7 @@ class Progress:
         if loop.curve:
             self.line(f"{title}: {loop.steps // loop.per_epoch} epochs, {loop.steps} updates")
         with progress_bar(title, loop.steps, first, loop.images, self.log and self.log.line) as bar:
+            pace = Pace()
             for step in range(first, loop.steps):
                 self.step = step
                 if step > first:
@@ -199,6 +200,8 @@ class Progress:
                 if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:  # reading a loss stalls a GPU
                     bar.set_description_str(f"{title}: {loop.place(step + 1, self.loss)}", refresh=False)
                 bar.update()
+                if slower := pace.slower():
+                    self.line(f"{title}: {slower}")
                 if loop.curve and (step + 1) % loop.per_epoch == 0:
                     self.scalar(loop.curve, self.loss.item(), ((self.phase or 0) * loop.steps + step) // loop.per_epoch)
         self.loss, self.step = None, 0

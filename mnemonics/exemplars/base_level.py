@@ -17,7 +17,7 @@ from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.augment import CropAndMirror
 from mnemonics.data.batches import LabelledImages, balanced_batches
 from mnemonics.engine.cuda_graphs import capturable
-from mnemonics.engine.device import free_memory_bytes
+from mnemonics.engine.device import free_memory_bytes, tf32
 from mnemonics.engine.distributed import summed, world
 from mnemonics.engine.errors import NonFiniteLossError
 from mnemonics.exemplars.folding import with_layout
@@ -42,6 +42,7 @@ class BilevelSettings:
     disturb: float = 0.2  # relative size of the noise that each update has on θ_0
     subsets: int = 2  # parts of the old exemplars, each adjusted on the others
     memory: int | None = None  # MiB that graphs of base-level steps may take; None: a quarter of what is free
+    tf32: bool = False  # on a GPU, gradients by products in TF32
     cuda_graphs: bool = True  # on a GPU, capture the steps as CUDA graphs
     updates_per_epoch: int = 1  # of the pixels; has no flag
     loss: Loss = F.cross_entropy  # of base and meta level; has no flag. A captured one must not read values on the host
@@ -113,12 +114,14 @@ class BaseLevel:
         """
         settings = self.settings
         if settings.variant == "class-mean":
-            loss, gradient = class_mean_gradient(self.model, settings.loss, exemplars, self.fixed, validation)
+            with tf32(settings.tf32):
+                loss, gradient = class_mean_gradient(self.model, settings.loss, exemplars, self.fixed, validation)
             used = torch.ones_like(exemplars.labels, dtype=torch.bool)
         else:
             steps, schedule = self.steps_for(exemplars.images, draws), self.schedule(draws, exemplars.images)
             loss_of = functools.partial(validation_loss, self.network, settings.loss, validation)
-            loss, gradient, *_ = unrolled_gradient(steps, loss_of, self.trained, exemplars.images, schedule)
+            with tf32(settings.tf32):
+                loss, gradient, *_ = unrolled_gradient(steps, loss_of, self.trained, exemplars.images, schedule)
             everything = len(exemplars) + (0 if self.fixed is None else len(self.fixed))
             used = torch.zeros(everything, dtype=torch.bool, device=gradient.device)
             used = used.index_fill_(0, draws[0].flatten(), True)[: len(exemplars)]
@@ -193,7 +196,7 @@ def mean_of_all(loss: Tensor, gradient: Tensor, images: int) -> tuple[Tensor, Te
     """
     if world() == 1:
         return loss, gradient
-    total = summed(torch.cat([loss.detach().reshape(1), loss.new_tensor([images]), gradient.flatten()]))
+    total = summed(torch.cat([loss.detach().reshape(1), loss.new_full((1,), images), gradient.flatten()]))
     return total[0] / total[1], total[2:].view_as(gradient) / total[1]
 
 

@@ -172,12 +172,12 @@ def optimise_new_exemplars(
     config, prep, generator = context.config, context.prep, context.generator("new exemplars")
     joint = config.mnemonics_base == "joint" and len(old) > 0
     fixed, pool = ((prep.plain(old.images), old.labels), data.followed_by(old)) if joint else (None, data)
-    per_epoch = len(validation_sizes(config, len(pool)))
+    per_epoch, choose = len(validation_sizes(config, len(pool))), pool.chooser()
     settings = dataclasses.replace(BilevelSettings.of(config), updates_per_epoch=per_epoch)
 
     def validation(place: Place | None = None) -> tuple[Tensor, Tensor]:
         place = place or ("new exemplars", *divmod(context.progress.step, per_epoch))
-        chosen = pool[validation_batch(context, pool.labels, place, generator)[own_rows()]].loaded()
+        chosen = choose(validation_batch(context, pool.labels, place, generator)[own_rows()])
         return prep.plain(chosen.images), chosen.labels
 
     augment = prep.crop_and_mirror() if config.mnemonics_augment else None

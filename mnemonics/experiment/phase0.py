@@ -41,7 +41,7 @@ def trained_or_taken(context: PhaseContext, model: nn.Module, train: Callable[[]
     with locked(folder, key, progress) if is_main() else nullcontext():
         taken = from_main(lambda: is_there(path, progress))  # the others wait here for the lock of rank 0
         if taken:
-            stored = checkpoint.load(path, context.scenario.device)
+            stored = checkpoint.load(path, context.scenario.device, checkpoint.OLDEST)
             model.load_state_dict(stored["model"])
             seconds = stored["train_seconds"]
             progress.line(f"phase 0: model {key} of {folder}, trained in {seconds:.0f} s")
@@ -57,7 +57,7 @@ def trained_or_taken(context: PhaseContext, model: nn.Module, train: Callable[[]
 def is_there(path: Path, progress: Progress) -> bool:
     """Whether the file of a model is there, whole."""
     try:
-        checkpoint.load_alone(path)
+        checkpoint.load_alone(path, checkpoint.OLDEST)
     except FileNotFoundError:
         return False
     except ValueError as error:

@@ -30,7 +30,6 @@ from mnemonics.models import restore_network
 from mnemonics.protocol import Phase, Protocol, class_order, make_protocol, phase_sizes
 
 FIXED = ("dataset", "nb_cl_fg", "nb_cl", "order_seed")  # settings that our checkpoints know better than a flag
-OLDEST_FORMAT = 3  # of checkpoints that can be evaluated; runs continue only from those of this version
 PHASE_FILE = re.compile(r"phase_(\d+)\.pt")
 
 
@@ -102,7 +101,7 @@ def phase_files(folder: Path) -> dict[int, Path]:
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     """The content of one of our checkpoints. Raises UsageError."""
     try:
-        state = upgraded(checkpoint.load(path, device, oldest=OLDEST_FORMAT))
+        state = upgraded(checkpoint.load(path, device, oldest=checkpoint.OLDEST))
         check(ExperimentConfig(**state["settings"]))
         if sorted(state["class_order"]) != list(range(len(state["class_order"]))):
             raise ValueError("without a class order")

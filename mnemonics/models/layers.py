@@ -187,7 +187,7 @@ def whole_batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     own = x.new_zeros(2 * channels + 1)
     if values:
         variance, mean = torch.var_mean(x, OVER_IMAGES, correction=0)
-        own = torch.cat([mean, variance * values, x.new_tensor([values])])
+        own = torch.cat([mean, variance * values, x.new_full((1,), values)])  # filled there: no host waits
     means, squares, counts = stacked(own).split([channels, channels, 1], dim=1)  # (processes, c), same, (processes, 1)
     count = counts.sum(0)
     mean = (means * counts).sum(0) / count

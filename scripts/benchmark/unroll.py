@@ -1,7 +1,7 @@
 """`benchmark.py unroll`: the exemplar gradient, against differentiating through the whole unrolled graph.
 
-Peak memory is what a step takes beyond what was there before it: of allocated tensors on a CUDA device, of resident
-pages of a process of its own on a CPU.
+Peak memory is what the first step takes beyond what was there before it: of allocated tensors on a CUDA device, the
+capture of CUDA graphs included, of resident pages of a process of its own on a CPU.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -207,6 +208,18 @@ def test_workers_change_nothing_and_epochs_differ(tree):
         assert torch.equal(labels, same_labels)
         assert torch.bincount(labels).tolist() == [6, 5]
     assert not torch.equal(alone[0][0], alone[1][0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_are_chosen_again_and_again_by_the_same_workers(tree, workers):
+    data = LabelledImages((images := training_images(tree, 32, workers)), torch.arange(10))
+    choose, everything, processes = data.chooser(), images.loaded(), set()
+    for index in (torch.arange(10).repeat(2), torch.tensor([7, 1]), torch.tensor([], dtype=torch.int64)):
+        chosen = choose(index)
+        assert torch.equal(chosen.images, everything[index])
+        assert torch.equal(chosen.labels, index)
+        processes.add(tuple(sorted(child.pid for child in multiprocessing.active_children())))
+    assert [len(pids) for pids in processes] == [workers]
 
 
 def test_features_of_files_are_those_of_their_pixels(tree):

@@ -14,8 +14,10 @@ from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, ResidentBatches
 from mnemonics.engine import device as runtime
+from mnemonics.exemplars import base_level as base_level_module
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
 from mnemonics.exemplars.meta_level import Pixels
+from mnemonics.models import layers
 
 HOST = {
     "aten::lift_fresh": "makes a tensor of a number",
@@ -88,12 +90,41 @@ def test_training_step(name, phases, weight_transfer):
     assert of_host(step, *draw) == []
 
 
+def test_statistics_of_a_batch_that_processes_share(monkeypatch):
+    monkeypatch.setattr(layers, "stacked", lambda own: own[None])
+    x = torch.arange(24.0).view(2, 3, 2, 2)
+    with Operations() as operations:
+        mean, variance, count = layers.whole_batch_statistics(x)
+    assert operations.of_host == []
+    assert (count.item(), torch.equal(mean, x.mean((0, 2, 3)))) == (8, True)
+    assert torch.allclose(variance, x.var((0, 2, 3), correction=0))
+
+
+@pytest.mark.parametrize("variant", ["unroll", "class-mean"])
+def test_tf32_is_for_the_gradients_of_exemplars_alone(variant, monkeypatch):
+    seen, loss = [], base_level_module.own_loss
+
+    def recorded(*arguments):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return loss(*arguments)
+
+    monkeypatch.setattr(base_level_module, "own_loss", recorded)
+    runtime.prepare(CPU, deterministic=False)
+    data = LabelledImages(preprocessing().plain(images(10).images), images(10).labels)
+    for tf32 in (False, True):
+        base = BaseLevel(network(), BilevelSettings(variant, steps=2, tf32=tf32))
+        draws = base.draw(data.labels, torch.Generator(CPU).manual_seed(0))
+        base.gradient(data, data, draws, 0)
+        base.loss_after_steps(data, data, draws)
+    assert seen == [(False, False), (False, False), (True, True), (False, False)]
+
+
 @pytest.mark.parametrize(("name", "defaults"), [("cuda:1", [torch.device("cuda:1")]), ("cuda", []), ("cpu", [])])
 def test_the_chosen_gpu_is_the_default_one_where_graphs_are_captured(name, defaults, monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     runtime.prepare(torch.device(name), deterministic=False)
-    assert chosen == defaults
+    assert (chosen, torch.backends.cudnn.benchmark) == (defaults, name != "cpu")
     runtime.prepare(CPU, deterministic=False)  # what all other tests run with
 
 

@@ -1,5 +1,7 @@
 """Loops that can be interrupted between any two steps, and what is seen of them."""
 
+import functools
+import itertools
 import sys
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from torch import nn
 
 from mnemonics.engine import log as run_log
+from mnemonics.engine import progress as progress_of_loops
 from mnemonics.engine.errors import Interrupted
 from mnemonics.engine.progress import Loop, Progress, Signals
 
@@ -110,6 +113,17 @@ def test_lines_where_there_is_no_terminal(monkeypatch):
     assert "images/s" in log.lines[0]
     assert log.lines[-1].endswith(" left")
     assert log.scalars == []
+
+
+def test_steps_that_become_far_slower_are_told_of_once(monkeypatch):
+    """Ten a second for 90 seconds, the next ones half as fast, the last ones a fifth."""
+    seconds = itertools.accumulate([0.0, *[0.1] * 900, *[0.2] * 1000, *[0.5] * 500])
+    monkeypatch.setattr(progress_of_loops, "Pace", functools.partial(run_log.Pace, lambda: next(seconds)))
+    log = Log()
+    for _ in Progress(log=log, phase=2).steps(Loop("training", 2400)):
+        pass
+    told = [line for line in log.lines if "busy" in line]
+    assert told == ["phase 2, training: 2 steps/s, after 10: is this machine busy?"]
 
 
 def test_validation_losses_of_the_exemplars_are_a_curve_over_all_phases():

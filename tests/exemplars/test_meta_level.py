@@ -458,9 +458,9 @@ def test_settings_come_from_the_command_line():
         "--mnemonics_steps 3 --mnemonics_lr 0.2 --mnemonics_epochs 4 --mnemonics_outer_lr 0.5 --mnemonics_batch_size 17"
     )
     flags += " --mnemonics_optimizer sgd --mnemonics_variant unroll-fc --mnemonics_subsets 3"
-    flags += " --mnemonics_val_batch_size 19 --mnemonics_disturb 0.3 --mnemonics_memory 7"
+    flags += " --mnemonics_val_batch_size 19 --mnemonics_disturb 0.3 --mnemonics_memory 7 --mnemonics_tf32"
     config = resolved(parse_args(flags.split()))
-    assert BilevelSettings.of(config) == BilevelSettings("unroll-fc", 3, 0.2, 17, 19, 4, 0.5, "sgd", 0.3, 3, 7)
+    assert BilevelSettings.of(config) == BilevelSettings("unroll-fc", 3, 0.2, 17, 19, 4, 0.5, "sgd", 0.3, 3, 7, True)
     assert BilevelSettings.of(resolved(parse_args([]))) == BilevelSettings()
     paper = BilevelSettings.of(resolved(parse_args("--mnemonics_preset paper".split())))
     assert paper == BilevelSettings("unroll", 50, 0.01, 128, 128, 50, 0.01, "sgd", 0.0, 2)

@@ -1,18 +1,24 @@
 """Every baseline with every way of making exemplars, and the shared model of phase 0."""
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from contexts import CPU, context
 
 import main
 from mnemonics import algorithm as experiment
 from mnemonics.baselines import BASELINES
 from mnemonics.baselines.bic import BiC
+from mnemonics.config.fields import ExperimentConfig
 from mnemonics.engine import files as checkpoint
 from mnemonics.engine.errors import UsageError
+from mnemonics.experiment import phase0
 from mnemonics.experiment.state import parse_args
+from mnemonics.models import make_network
 
 TINY = ("--mnemonics_val_batch_size 64 "
         "--dataset digits --nb_cl_fg 6 --nb_cl 2 --network resnet8 --epochs 1 --mnemonics_epochs 1 --mnemonics_steps 2 "
@@ -105,6 +111,18 @@ def test_a_taken_phase_0_model_gives_the_numbers_of_a_trained_one(tmp_path):
     timeless = [[{k: v for k, v in p.items() if k not in ("seconds", "peak_memory_bytes")} for p in r["phases"]]
                 for r in (own, trained, taken)]  # fmt: skip
     assert timeless[0] == timeless[1] == timeless[2]
+
+
+def test_a_phase_0_model_of_an_older_version_is_taken(tmp_path, monkeypatch):
+    stored = next(Path(__file__).resolve().parents[2].glob("results/checkpoints/resnet32_phase0/*.pt"))
+    shutil.copy(stored, tmp_path)
+    monkeypatch.setattr(phase0, "key_of", lambda scenario: stored.stem)
+    model, phase = make_network("resnet32", 50, CPU), context(None, ExperimentConfig(phase0_dir=str(tmp_path)))
+    told = phase0.trained_or_taken(phase, model, lambda: pytest.fail("it is trained"))
+    assert told == {"key": stored.stem, "taken": True, "train_seconds": 26297.91}
+    state = checkpoint.load_alone(stored, checkpoint.OLDEST)
+    assert state["format"] < checkpoint.FORMAT
+    assert all(torch.equal(state["model"][name], value) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("other", ["--epochs 2", "--random_seed 5", "--base_lr 0.2", "--max_images_per_class 29",
