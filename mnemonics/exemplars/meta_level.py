@@ -153,19 +153,15 @@ def optimise_new_exemplars(
     With `--mnemonics_base joint` the base level trains on the exemplars of old classes too, as the fine-tuning does,
     and the validation batches hold all classes in equal parts; old exemplars stay as they are.
 
-    With `--mnemonics_fall_back` the images to start from are returned if their validation loss is no higher than that
-    of the optimised ones, rounded: a network that knows its training images by heart leaves nothing to gain, and Adam's
-    steps, which do not shrink with the gradient, then do harm.
-
     Args:
         model: θ_0; left unchanged. Maps float [n, 3, h, w] to logits over all labels in use.
         start: images to start from, uint8 [n, 3, h, w].
         data: D_i, uint8.
         old: exemplars of old classes, uint8.
     Returns:
-        The exemplars, uint8 [n, 3, h, w], and the validation loss after K steps on the same draws, with the
-        exemplars as they were ("start"), "optimised", optimised and "rounded" to uint8 and, where they are not stored
-        as they are, coded and decoded ("stored").
+        The optimised images, uint8 [n, 3, h, w]; with `--mnemonics_fall_back`, where they are `no_better`, the others.
+        And the validation loss after K steps on the same draws, with the exemplars as they were ("start"), "optimised",
+        also "rounded" to uint8 and, where they are not stored as they are, coded and decoded ("stored").
     Raises:
         NonFiniteLossError: naming epoch and rates.
     """
@@ -198,11 +194,17 @@ def optimise_new_exemplars(
         for name, version in versions.items()
     }
     same_everywhere([rounded])
-    if config.mnemonics_fall_back and from_main(lambda: losses["rounded"] >= losses["start"]):
-        before, after = losses["start"], losses["rounded"]
-        context.progress.line(f"validation loss {before:.4g}, optimised {after:.4g}: real images kept")
-        return start.images, losses
-    return rounded, losses
+    return start.images if config.mnemonics_fall_back and no_better(context, losses) else rounded, losses
+
+
+def no_better(context: PhaseContext, losses: dict[str, float]) -> bool:
+    """Whether optimising did not lower the validation loss; told. A network that knows its training images by heart
+    leaves nothing to gain, and Adam's steps, which do not shrink with the gradient, then do harm."""
+    before, after = losses["start"], losses["rounded"]
+    worse = from_main(lambda: after >= before)  # the last bit may differ between GPUs
+    if worse:
+        context.progress.line(f"validation loss {before:.4g}, optimised {after:.4g}: the images to start from are kept")
+    return worse
 
 
 def adjust_old_exemplars(context: PhaseContext, model: nn.Module, old: LabelledImages) -> Tensor:
