@@ -85,12 +85,16 @@ def prepare(device: torch.device, deterministic: bool) -> None:
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Inside, a CUDA device may multiply float32 numbers as TF32, of 10 bits after the point instead of 23."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    """Inside, if `allowed`, a CUDA device may multiply float32 numbers as TF32, of 10 bits after the point, not 23."""
+    kinds = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [kind.allow_tf32 for kind in kinds]
     try:
+        for kind in kinds:
+            kind.allow_tf32 |= allowed
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        for kind, value in zip(kinds, before, strict=True):
+            kind.allow_tf32 = value
 
 
 def seed_of(seed: int, phase: int, purpose: str) -> int:

@@ -49,9 +49,8 @@ class Pace:
     """Notices when the steps of a loop have become far slower than they were in its first minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self.clock, self.start, self.steps = clock, clock(), 0
-        self.first: float | None = None  # steps per second; of a whole minute, as a GPU is behind the host at first
-        self.told = False
+        self.clock, self.start, self.steps, self.told = clock, clock(), 0, False
+        self.first = 0.0  # steps per second, in a whole minute: a GPU is behind the host at first
 
     def slower(self) -> str:
         """Called after each step: what to tell, once, else nothing."""
@@ -82,11 +81,9 @@ class RunLog:
         self.path = folder / "log.txt" if is_main() else Path(os.devnull)
         encoding = {"encoding": "utf-8", "errors": "backslashreplace"}  # names of folders need not be UTF-8
         self.file = open(self.path, "a", buffering=1, **encoding)  # noqa: SIM115 (closed by __exit__)
-        self.events = None
-        if is_main():
-            from mnemonics.engine.events import Events  # tensorboardX, which nothing but a run needs
+        from mnemonics.engine.events import Events  # tensorboardX, which nothing but a run needs
 
-            self.events = Events(folder / "events")
+        self.events = Events(folder / "events") if is_main() else None
 
     def __enter__(self) -> "RunLog":
         return self

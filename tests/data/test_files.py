@@ -216,8 +216,7 @@ def test_images_are_chosen_again_and_again_by_the_same_workers(tree, workers):
     choose, everything, processes = data.chooser(), images.loaded(), set()
     for index in (torch.arange(10).repeat(2), torch.tensor([7, 1]), torch.tensor([], dtype=torch.int64)):
         chosen = choose(index)
-        assert torch.equal(chosen.images, everything[index])
-        assert torch.equal(chosen.labels, index)
+        assert (torch.equal(chosen.images, everything[index]), torch.equal(chosen.labels, index)) == (True, True)
         processes.add(tuple(sorted(child.pid for child in multiprocessing.active_children())))
     assert [len(pids) for pids in processes] == [workers]
 

@@ -1,6 +1,7 @@
 """What is captured as a CUDA graph must be work of the device alone: reading a value back, or making a tensor of one,
 breaks the capture. Looked for here on any machine, among the operations of the steps on the CPU."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -14,7 +15,7 @@ from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, ResidentBatches
 from mnemonics.engine import device as runtime
-from mnemonics.exemplars import base_level as base_level_module
+from mnemonics.exemplars import base_level as of_exemplars
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
 from mnemonics.exemplars.meta_level import Pixels
 from mnemonics.models import layers
@@ -94,29 +95,8 @@ def test_statistics_of_a_batch_that_processes_share(monkeypatch):
     monkeypatch.setattr(layers, "stacked", lambda own: own[None])
     x = torch.arange(24.0).view(2, 3, 2, 2)
     with Operations() as operations:
-        mean, variance, count = layers.whole_batch_statistics(x)
-    assert operations.of_host == []
-    assert (count.item(), torch.equal(mean, x.mean((0, 2, 3)))) == (8, True)
-    assert torch.allclose(variance, x.var((0, 2, 3), correction=0))
-
-
-@pytest.mark.parametrize("variant", ["unroll", "class-mean"])
-def test_tf32_is_for_the_gradients_of_exemplars_alone(variant, monkeypatch):
-    seen, loss = [], base_level_module.own_loss
-
-    def recorded(*arguments):
-        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
-        return loss(*arguments)
-
-    monkeypatch.setattr(base_level_module, "own_loss", recorded)
-    runtime.prepare(CPU, deterministic=False)
-    data = LabelledImages(preprocessing().plain(images(10).images), images(10).labels)
-    for tf32 in (False, True):
-        base = BaseLevel(network(), BilevelSettings(variant, steps=2, tf32=tf32))
-        draws = base.draw(data.labels, torch.Generator(CPU).manual_seed(0))
-        base.gradient(data, data, draws, 0)
-        base.loss_after_steps(data, data, draws)
-    assert seen == [(False, False), (False, False), (True, True), (False, False)]
+        mean, _, count = layers.whole_batch_statistics(x)
+    assert (operations.of_host, count.item(), torch.equal(mean, x.mean((0, 2, 3)))) == ([], 8, True)
 
 
 @pytest.mark.parametrize(("name", "defaults"), [("cuda:1", [torch.device("cuda:1")]), ("cuda", []), ("cpu", [])])
@@ -146,6 +126,22 @@ def test_steps_of_the_exemplar_optimisation(base_level):
     state.begin(schedule, θ, None)
     assert of_host(steps.forward, state) == []
     assert of_host(steps.reverse, state) == []
+
+
+def test_tf32_is_for_the_gradients_of_exemplars_alone(base_level, monkeypatch):
+    (base, exemplars, draws), seen, loss = base_level, [], of_exemplars.own_loss
+
+    def recorded(*arguments):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return loss(*arguments)
+
+    monkeypatch.setattr(of_exemplars, "own_loss", recorded)
+    runtime.prepare(CPU, deterministic=False)
+    for allowed in (False, True):
+        base.settings = dataclasses.replace(base.settings, tf32=allowed)
+        base.gradient(exemplars, exemplars, draws, 0)
+        base.loss_after_steps(exemplars, exemplars, draws)
+    assert seen == [False, False, True, False]
 
 
 def test_an_update_of_exemplars_looks_at_the_device_once(base_level):
