@@ -67,8 +67,8 @@ def is_there(path: Path, progress: Progress) -> bool:
 
 
 def key_of(scenario: Scenario) -> str:
-    """32 hex digits of the SHA-256 of all that the weights after phase 0 depend on. What is not set is left out, so that
-    a setting which comes later changes no key."""
+    """32 hex digits of the SHA-256 of all that the weights after phase 0 depend on. What is not set is left out, so
+    that a setting which comes later changes no key."""
     machine = {"torch": torch.__version__, "device": scenario.device.type}
     chosen = {name: value for name, value in phase0_settings(scenario.config).items() if value is not None}
     facts = chosen | machine | {"data": scenario.identity["fingerprint"]}
