@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from mnemonics.baselines import BASELINES
-from mnemonics.baselines.base import Baseline
+from mnemonics.baselines.base import Baseline, distillation_scale
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, rank_within_class
 from mnemonics.data.scenario import PhaseContext
@@ -142,6 +142,8 @@ def learn_classes(
     torch.manual_seed(seed_of(context.config.random_seed, context.phase.index, "new class weights"))
     baseline.begin_phase(state.model, context.phase, new_data, context.prep)
     context.progress.watch(state.model)
+    if context.config.scale_distillation and context.phase.index > 0:
+        baseline.scale = distillation_scale(context.phase, len(new_data), len(old_data))
     data = new_data.followed_by(old_data)
     shared = context.progress.once("training", train, context, baseline, state, data)
     return {"train_images": {"new": len(new_data), "old": len(old_data)}} | shared

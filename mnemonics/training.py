@@ -45,20 +45,21 @@ def train_phase(context: PhaseContext, model: nn.Module, baseline: Baseline, dat
     sizes = batch_sizes(len(data), config.train_batch_size, config.last_batch)
     draws, per_epoch = BatchDraws(batches, sizes, context.generator("training")), len(sizes)
     losses = torch.zeros(per_epoch, device=data.labels.device)  # of this epoch: reading one each step would stall a GPU
-    loop = Loop("training", config.epochs * per_epoch, per_epoch, config.train_batch_size)
+    epochs = epochs_of(config, context.phase.index)
+    loop = Loop("training", epochs * per_epoch, per_epoch, config.train_batch_size)
     model.train()
     begun, start = None, time.perf_counter()
     for number in progress.steps(loop, momenta=optimizer.momenta, losses=losses, draws=draws):
         epoch, batch = divmod(number, per_epoch)
         if batch == 0 or begun is None:
-            optimizer.set_rate(learning_rate(config, epoch))
+            optimizer.set_rate(learning_rate(config, epoch, epochs))
         begun = number if begun is None else begun
         losses[batch] = step(*draws.of(epoch, batch))
         progress.report(losses[batch])
         if batch == per_epoch - 1:
             log_epoch(context, epoch, losses, sizes)
     images, seconds = (loop.steps - begun) / per_epoch * sum(sizes), time.perf_counter() - start
-    of = f"phase {context.phase.index}: {config.epochs} epochs of {len(data)} images"
+    of = f"phase {context.phase.index}: {epochs} epochs of {len(data)} images"
     progress.line(f"{of}, {images / seconds:.0f} images/s")
 
 
@@ -100,9 +101,14 @@ def milestones(epochs: int, shares: str) -> list[int]:
     return [math.ceil(epochs * Fraction(share)) for share in shares.split(",")]
 
 
-def learning_rate(config: ExperimentConfig, epoch: int) -> float:
-    """That of an epoch of the model level."""
-    drops = sum(epoch >= milestone for milestone in milestones(config.epochs, config.lr_drops))
+def epochs_of(config: ExperimentConfig, phase: int) -> int:
+    """Epochs of the model level in a phase: --epochs or, after phase 0, --later_epochs."""
+    return config.epochs if phase == 0 else config.later_epochs or config.epochs
+
+
+def learning_rate(config: ExperimentConfig, epoch: int, epochs: int) -> float:
+    """That of one of the `epochs` epochs of the model level."""
+    drops = sum(epoch >= milestone for milestone in milestones(epochs, config.lr_drops))
     return config.base_lr * 0.1**drops
 
 
@@ -162,13 +168,14 @@ def sgd_step(
 def log_epoch(context: PhaseContext, epoch: int, losses: Tensor, sizes: list[int]) -> None:
     """Log the mean loss of an epoch and its learning rate; `losses` float [batches]: the mean of each batch, `sizes`:
     its images. Raises NonFiniteLossError."""
-    config, rate = context.config, learning_rate(context.config, epoch)
+    config, phase = context.config, context.phase.index
+    rate = learning_rate(config, epoch, epochs_of(config, phase))
     if not torch.isfinite(losses).all():
         step = int((~torch.isfinite(losses)).nonzero()[0])
         what = f"epoch {epoch}, step {step}: the training loss is {losses[step].item()} with learning rate {rate:g}"
         raise NonFiniteLossError(f"{what}; a lower --base_lr may help")
     mean = (losses * losses.new_tensor(sizes)).sum().item() / sum(sizes)
-    number = context.phase.index * config.epochs + epoch
+    number = sum(epochs_of(config, earlier) for earlier in range(phase)) + epoch
     context.progress.scalar("train/loss", mean, number)
     context.progress.scalar("train/learning_rate", rate, number)
 

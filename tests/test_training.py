@@ -60,6 +60,19 @@ def test_rate_drops_after_half_and_three_quarters_of_the_epochs():
     assert training.milestones(90, "1/3,2/3") == [30, 60]
 
 
+def test_later_phases_may_have_epochs_of_their_own():
+    config = ExperimentConfig(epochs=2, later_epochs=4, train_batch_size=40)
+    assert [training.epochs_of(config, phase) for phase in (0, 1, 5)] == [2, 4, 4]
+    assert [training.epochs_of(ExperimentConfig(epochs=2), phase) for phase in (0, 1)] == [2, 2]
+    rates = {}
+    for phase in (0, 1, 2):
+        log = SilentLog()
+        at = context(PREP, config, phase=phase, progress=Progress(log=log))
+        training.train_phase(at, network(), BASELINES["lwf"](at.config), colours())
+        rates |= {epoch: round(rate, 6) for epoch, rate in log.scalars["train/learning_rate"].items()}
+    assert rates == dict(enumerate([0.1, 0.01] + 2 * [0.1, 0.1, 0.01, 0.001]))
+
+
 def test_the_loss_falls():
     _, log = train(ExperimentConfig(epochs=12, train_batch_size=8))
     losses = list(log.scalars["train/loss"].values())

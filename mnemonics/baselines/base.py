@@ -27,6 +27,7 @@ class Baseline(ABC):
     def __init__(self, config: ExperimentConfig):
         self.config = config
         self.teacher: nn.Module | None = None
+        self.scale = 1.0  # of the distillation's weight, in this phase; see `distillation_scale`
 
     def begin_phase(self, model: nn.Module, phase: Phase, new_data: LabelledImages, prep: Preprocessing) -> None:
         """From phase 1 on: make a frozen copy of `model` the teacher, then add the new classes to its classifier and,
@@ -60,6 +61,16 @@ class Baseline(ABC):
 
     def calibrate(self, model: nn.Module, held_out: LabelledImages, prep: Preprocessing) -> None:  # noqa: B027
         """Correct `model` in place by means of exemplars that it was not trained on (stage 2 of BiC)."""
+
+
+def distillation_scale(phase: Phase, new: int, old: int) -> float:
+    """By how much --scale_distillation weakens the distillation of a phase: 1 without old images, 0 where they have the
+    share of an epoch that their classes have of all, as if all of them were kept.
+
+    Args:
+        new, old: images of new and old classes in an epoch.
+    """
+    return max(0.0, 1 - (old / (new + old)) / (phase.first / phase.seen))
 
 
 @torch.no_grad()

@@ -46,4 +46,5 @@ class LUCIR(Baseline):
         num_old, num_new = len(classifier.old_weight), len(classifier.new_weight)
         forgetting = less_forget(features, self.teacher.features(images))
         ranking = margin_ranking(cosines, labels, num_old, config.K, config.dist)
-        return loss + config.lamda * math.sqrt(num_old / num_new) * forgetting + config.lw_mr * ranking
+        weight = self.scale * config.lamda * math.sqrt(num_old / num_new)
+        return loss + weight * forgetting + config.lw_mr * ranking

@@ -27,4 +27,4 @@ class LwF(Baseline):
             return loss
         old = self.teacher(images)
         T, num_old = self.config.T, old.shape[1]
-        return loss + self.config.beta * T**2 * num_old * distillation(logits[:, :num_old], old, T)
+        return loss + self.scale * self.config.beta * T**2 * num_old * distillation(logits[:, :num_old], old, T)

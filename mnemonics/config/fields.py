@@ -97,6 +97,7 @@ class ExperimentConfig:
 
     # model level (Eq. 5-6)
     epochs: int | None = setting(None, "epochs of each phase", defaults={"small": 160, "large": 90})
+    later_epochs: int | None = later(None, "... or of each phase after phase 0 (--epochs)")
     lr_drops: str | None = setting(
         None,
         "shares of the epochs after which the learning rate drops tenfold",
@@ -115,6 +116,11 @@ class ExperimentConfig:
     eval_batch_size: int = later(200, "batch size of evaluation and feature extraction", compared=False)
     T: float = later(2.0, "temperature of the distillation", symbol="T", used_by="lwf icarl bic")
     beta: float = later(0.25, "LwF and iCaRL: weight of the distillation", zero=True, used_by="lwf icarl")
+    scale_distillation: bool = later(
+        False,
+        "weight of the distillation times 1 - (share of old images in an epoch / share of old classes)",
+        used_by="lwf icarl lucir",
+    )
     imprint: bool = later(
         False, "LwF and iCaRL: imprint new class weights and leave old ones fixed, as LUCIR does", used_by="lwf icarl"
     )
@@ -272,9 +278,7 @@ class ExperimentConfig:
     deterministic: bool = setting(
         False, "bit-for-bit repeatable on CUDA too, at some cost in speed (a CPU always is)", compared=False
     )
-    checkpoint_minutes: float = running(
-        10.0, "minutes from one checkpoint to the next; there is one after each phase, too", zero=True
-    )
+    checkpoint_minutes: float = running(10.0, "minutes between checkpoints; each phase ends with one, too", zero=True)
     out: str | None = running(None, "run folder (runs/<name made of the settings>)")
     resume: bool = running(True, "continue the run that the run folder holds; --no-resume starts it anew")
 

@@ -14,6 +14,7 @@ BUDGETS = {"nb_protos": "per class", "total_memory": "in total"}  # setting -> w
 BUDGETS |= {"exemplar_bytes": "bytes per class", "total_bytes": "bytes in total"}
 OLDER = {"last_batch": "keep", "exemplar_format": "raw", "recode": 0.0}  # of runs that were made without the setting
 OLDER |= {"mnemonics_epoch_unit": "update", "imprint": False, "mnemonics_fall_back": False, "mnemonics_tf32": False}
+OLDER |= {"scale_distillation": False}
 LONGEST_NAME = 200  # bytes, of a run folder; file systems allow 255, and endings are added
 
 

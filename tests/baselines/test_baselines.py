@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mnemonics.baselines import BASELINES
+from mnemonics.baselines.base import distillation_scale
 from mnemonics.baselines.bic import BiC, fit_correction, soft_cross_entropy
 from mnemonics.baselines.lucir import LUCIR, less_forget, margin_ranking
 from mnemonics.baselines.lwf import LwF, distillation
@@ -166,6 +167,31 @@ def test_lucir_loss_by_hand():
     forgetting, ranking = (0 + 1) / 2, max(0, 0.5 - 1 + 0.6)
     expected = sum(cross_entropy) / 2 + 5 * math.sqrt(2 / 1) * forgetting + 3 * ranking
     assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_more_complete_memory_weakens_the_distillation():
+    phase = PHASES[1]
+    assert distillation_scale(phase, new=50, old=0) == 1
+    shares = [distillation_scale(phase, new=50, old=old) for old in (10, 50)]
+    assert shares == pytest.approx([1 - (old / (50 + old)) / (phase.first / phase.seen) for old in (10, 50)])
+    complete = 50 * phase.first // len(phase.new_labels)
+    assert distillation_scale(phase, 50, complete) == pytest.approx(0)
+    assert distillation_scale(phase, 50, 2 * complete) == 0
+
+
+@pytest.mark.parametrize("name", ["lucir", "lwf", "icarl"])
+def test_the_scale_weighs_the_distillation_alone(name):
+    baseline, labels = BASELINES[name](ExperimentConfig(lamda=5.0, lw_mr=0.0)), torch.tensor([0, 4, 5])
+    model, _ = network(1, baseline)
+    x, losses = torch.randn(3, 3, 8, 8), []
+    with torch.no_grad():  # it has moved away from its teacher
+        model.classifier.old_weight.neg_()
+        next(model.parameters()).mul_(torch.linspace(-1, 1, 16)[:, None, None, None])
+    for baseline.scale in (0.0, 0.25, 1.0):
+        losses.append(baseline.loss(model.eval(), x, labels).item())
+    assert losses[0] == pytest.approx(F.cross_entropy(model(x), labels).item(), rel=1e-6)
+    assert losses[1] - losses[0] == pytest.approx((losses[2] - losses[0]) / 4, rel=1e-4)
+    assert losses[2] > losses[0]
 
 
 def test_lucir_phase_0_is_cross_entropy():

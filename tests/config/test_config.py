@@ -86,6 +86,7 @@ def test_no_setting_is_left_open():
         "max_images_per_class",
         "val_share",
         "image_size",
+        "later_epochs",  # as many as in phase 0
         "num_workers",
         *("total_memory", "exemplar_bytes", "total_bytes"),
         "mnemonics_memory",
