@@ -34,7 +34,7 @@ from mnemonics.experiment.extend import extended
 from mnemonics.experiment.phase0 import trained_or_taken
 from mnemonics.experiment.run_folder import contents, open_run, reserved, save_partial, save_phase, write_results
 from mnemonics.experiment.state import Experiment, State, announcement, set_up
-from mnemonics.reporting.figures import plot_exemplars
+from mnemonics.reporting.figures import plot_exemplars, shown_exemplars
 from mnemonics.reporting.page import write_report
 from mnemonics.reporting.text import is_finished, phase_line
 from mnemonics.training import finetune_on_exemplars, train_phase
@@ -116,7 +116,7 @@ def new_exemplars(
         chosen = chosen[store(images=data[chosen]).kept]  # those that fit before they are optimised
     start = new = data[chosen] if codec.by_bytes else data[chosen].loaded()  # of the former, only what fits is loaded
     if method.optimise is not None:
-        start, old = start.loaded(), state.memory.training
+        start, old = start.loaded(), state.memory.training.loaded()
         optimise = once("new exemplars", method.optimise, context, state.model, start, data, old)
         images, facts["exemplar_validation_loss"] = optimise
         new = LabelledImages(images, start.labels)
@@ -124,7 +124,7 @@ def new_exemplars(
     coded = store(images=new)
     if codec.format != "raw":
         facts |= {"exemplar_format": config.exemplar_format, "exemplar_psnr_db": coded.psnr}
-    return start[coded.kept].loaded(), coded, facts
+    return start[coded.kept], coded, facts
 
 
 def learn_classes(
@@ -210,7 +210,9 @@ def finish_phase(experiment: Experiment, state: State, log: RunLog, start: Label
     if len(new):
         picture = experiment.folder / f"exemplars_phase_{result['phase']}.png"
         names = experiment.scenario.names_of_labels
-        plot_exemplars(start.images.cpu(), new.images.cpu(), new.labels.cpu(), names, picture)
+        shown = shown_exemplars(new.labels)
+        before, after = (data[shown].loaded().images.cpu() for data in (start, new))
+        plot_exemplars(before, after, new.labels[shown].cpu(), names, picture)
         log.image("exemplars", picture, result["phase"])
     for name, loss in result.get("exemplar_validation_loss", {}).items():
         log.scalar(f"exemplars/validation_loss_{name}", loss, result["phase"])

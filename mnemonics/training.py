@@ -21,6 +21,7 @@ from torch.optim.sgd import sgd
 from mnemonics.baselines.base import Baseline
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, TrainingBatches, balanced_batches, batch_sizes, training_batches
+from mnemonics.data.files import FileImages
 from mnemonics.data.scenario import PhaseContext
 from mnemonics.engine.cuda_graphs import as_graph, capturable
 from mnemonics.engine.device import autocast
@@ -63,9 +64,9 @@ def train_phase(context: PhaseContext, model: nn.Module, baseline: Baseline, dat
     progress.line(f"{of}, {images / seconds:.0f} images/s")
 
 
-def recoded(context: PhaseContext, baseline: Baseline, data: LabelledImages) -> Tensor | None:
-    """The new images in `data`, the first ones, coded and decoded (uint8 [m, 3, h, w]), so that old and new classes do
-    not differ in that; None in phase 0, whose model does not depend on exemplars, and where none are to be shown."""
+def recoded(context: PhaseContext, baseline: Baseline, data: LabelledImages) -> Tensor | FileImages | None:
+    """The new images in `data`, the first ones, coded and decoded ([m, 3, h, w]), so that old and new classes do not
+    differ in that; None in phase 0, whose model does not depend on exemplars, and where none are to be shown."""
     config, first = context.config, context.phase.first
     if context.phase.index == 0 or not config.recode or baseline.is_bound():
         return None
@@ -192,14 +193,17 @@ def finetune_on_exemplars(context: PhaseContext, model: nn.Module, exemplars: La
     steps = config.finetune_epochs * per_epoch
     augment = prep.crop_and_mirror() if config.finetune_augment else None
     batches = balanced_batches(exemplars.labels, config.mnemonics_batch_size, steps, generator)
-    draws = [(batch, augment.draw(len(batch), generator) if augment else ()) for batch in batches]
+    choose, draws = (
+        exemplars.chooser(),
+        [(batch, augment.draw(len(batch), generator) if augment else ()) for batch in batches],
+    )
     model.eval()
     loop = Loop("fine-tuning", steps, per_epoch, config.mnemonics_batch_size, curve="finetune/loss")
     for step in context.progress.steps(loop):
         batch, crops = draws[step]
-        images = prep.plain(exemplars.images[batch])
-        images = augment.apply(images, *crops) if augment else images
-        loss = F.cross_entropy(model(images), exemplars.labels[batch])
+        images, labels = vars(choose(batch)).values()
+        images = augment.apply(prep.plain(images), *crops) if augment else prep.plain(images)
+        loss = F.cross_entropy(model(images), labels)
         model.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -75,8 +75,8 @@ class LabelledImages:
 
     def followed_by(self, other: "LabelledImages") -> "LabelledImages":
         """These images followed by those of `other`."""
-        if len(other) == 0:
-            return self
+        if len(self) == 0 or len(other) == 0:
+            return self if len(other) == 0 else other
         labels = torch.cat([self.labels, other.labels])
         if isinstance(self.images, Tensor):
             return LabelledImages(torch.cat([self.images, other.images]), labels)
@@ -101,9 +101,11 @@ def batch_sizes(images: int, batch_size: int, last_batch: str) -> list[int]:
 
 class Batches:
     """What batches of images in memory and in files share: `share` of the first images of `data`, drawn anew in each
-    epoch, are shown as in `recoded` (uint8 [m, 3, h, w], of the first m images), if that is given."""
+    epoch, are shown as in `recoded` (the first m images, [m, 3, h, w]), if that is given."""
 
-    def __init__(self, data: LabelledImages, prep: Preprocessing, recoded: Tensor | None = None, share: float = 0.0):
+    def __init__(
+        self, data: LabelledImages, prep: Preprocessing, recoded: Tensor | FileImages | None = None, share: float = 0.0
+    ):
         self.images, self.prep, self.share = len(data), prep, share
         self.recoded = 0 if recoded is None else len(recoded)
         self.data = data.followed_by(LabelledImages(recoded, data.labels[: self.recoded])) if self.recoded else data
@@ -165,7 +167,7 @@ TrainingBatches = ResidentBatches | StreamedBatches
 
 
 def training_batches(
-    data: LabelledImages, prep: Preprocessing, recoded: Tensor | None = None, share: float = 0.0
+    data: LabelledImages, prep: Preprocessing, recoded: Tensor | FileImages | None = None, share: float = 0.0
 ) -> TrainingBatches:
     """Augmented batches of `data`, wherever it is; see `Batches`."""
     return (ResidentBatches if isinstance(data.images, Tensor) else StreamedBatches)(data, prep, recoded, share)

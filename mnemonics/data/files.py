@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.transforms import v2
 
-from mnemonics.config.fields import LARGEST_SMALL_IMAGE
+from mnemonics.config.fields import LARGEST_SMALL_IMAGE, ExperimentConfig
 from mnemonics.data.images import DataError, check_strip, read_rgb
+from mnemonics.engine.distributed import local_world
 from mnemonics.engine.errors import UsageError
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -33,17 +34,17 @@ LOST_WORKER = ("DataLoader worker (pid", "Too many open files", "can't start new
 
 @dataclass(frozen=True, eq=False)  # eq=False: comparing arrays gives no single truth value
 class FileImages:
-    """n images: of files and, in memory, of exemplars. Decoded they are uint8 [.., 3, size, size].
+    """n images: of files and, after them, stored ones (exemplars). Decoded they are uint8 [.., 3, size, size].
 
     A file is shown plain (short side resized to 8/7 of the size for large images, to the size itself for small ones;
     then the centre is cut out) or, in training, with a random cut: resized crops of large images (torchvision's
-    RandomResizedCrop), shifts by up to an eighth of small ones; mirrored half of the time. Exemplars have their size.
+    RandomResizedCrop), shifts by up to an eighth of small ones; mirrored half of the time. Stored ones have their size.
     """
 
     root: Path
     names: np.ndarray  # bytes [files], paths below root; one block, which worker processes share
     rows: Tensor  # int64 [n]: numbers of files; from len(names) on, of stored images
-    stored: Tensor  # uint8 [m, 3, size, size]
+    stored: Tensor | Dataset  # of images uint8 [3, size, size], in memory or made when they are used
     size: int  # height and width in pixels
     workers: int  # processes that decode; 0: this one
 
@@ -60,16 +61,21 @@ class FileImages:
         """Of the tensor that they would be: [n, 3, size, size]."""
         return torch.Size((len(self), 3, self.size, self.size))
 
+    @staticmethod
+    def without_files(stored: Tensor | Dataset, size: int, workers: int) -> "FileImages":
+        """Stored images alone."""
+        return FileImages(Path(), np.array([], dtype=bytes), torch.arange(len(stored)), stored, size, workers)
+
     def followed_by(self, other: "FileImages | Tensor") -> "FileImages":
-        """These followed by `other`: of the same folder, or uint8 [k, 3, size, size] in memory."""
+        """These followed by `other`: files of the same folder, or stored images; uint8 [k, 3, size, size] is such."""
         if isinstance(other, Tensor):
-            first = len(self.names) + len(self.stored)
-            stored, rows = torch.cat([self.stored, other.cpu()]), torch.arange(first, first + len(other))
-        else:
-            stored, rows = self.stored, other.rows
-            if other.names is not self.names or len(other.stored):
-                raise ValueError("images of two folders, or with two sets of exemplars, cannot be joined")
-        return dataclasses.replace(self, stored=stored, rows=torch.cat([self.rows, rows]))
+            other = self.without_files(other.cpu(), self.size, 0)
+        if other.names is self.names and not len(other.stored):
+            return dataclasses.replace(self, rows=torch.cat([self.rows, other.rows]))
+        if len(other.names):
+            raise ValueError("images of two folders, or files after stored images, cannot be joined")
+        rows = torch.cat([self.rows, other.rows + len(self.names) + len(self.stored)])
+        return dataclasses.replace(self, stored=ConcatDataset([self.stored, other.stored]), rows=rows)
 
     def to(self, device: torch.device) -> "FileImages":
         """As they are: files stay files; their batches go to a device."""
@@ -77,7 +83,11 @@ class FileImages:
 
     def loaded(self) -> Tensor:
         """All of them, plain: uint8 [n, 3, size, size] in memory."""
-        return torch.cat([self.stored[:0], *self.plain_batches(LOADING_BATCH)])
+        return torch.cat([self.none(), *self.plain_batches(LOADING_BATCH)])
+
+    def none(self) -> Tensor:
+        """uint8 [0, 3, size, size]"""
+        return torch.empty(0, *self.shape[1:], dtype=torch.uint8)
 
     def plain_batches(self, batch_size: int, rows: slice = slice(None)) -> Iterator[Tensor]:
         """uint8 [<= batch_size, 3, size, size], in order, without random cuts: of each batch these `rows`, all by
@@ -92,7 +102,7 @@ class FileImages:
 
         def chosen(index: Tensor) -> Tensor:
             draws[:] = [(batch.numpy(), None) for batch in index.cpu().split(LOADING_BATCH) if len(batch)]
-            return torch.cat([self.stored[:0], *decoded(loader)])
+            return torch.cat([self.none(), *decoded(loader)])
 
         return chosen
 
@@ -112,6 +122,12 @@ class FileImages:
             worker_init_fn=outlive_signals,
             persistent_workers=persistent and workers > 0,
         )
+
+
+def workers_of(config: ExperimentConfig) -> int:
+    """--num_workers, or as many as there are cores for each process on this machine, at most 16."""
+    cores = min(max((os.cpu_count() or 1) // local_world(), 1), 16)
+    return cores if config.num_workers is None else config.num_workers
 
 
 def check_shared_memory(images: FileImages, batch_size: int) -> None:
@@ -143,9 +159,9 @@ class Decoder(Dataset):
         try:
             rows = self.images.rows[index].tolist()
             shown = map(self.plain, rows) if seeds is None else map(self.cut, rows, seeds.tolist())
-            return torch.stack(list(shown)) if len(index) else self.images.stored[:0]
+            return torch.stack(list(shown)) if len(index) else self.images.none()
         except DataError as error:  # a string, because an exception would arrive with the worker's traceback in it
-            return str(error)
+            return f"--data_dir: {error}" if len(self.images.names) else str(error)
 
     @cached_property
     def transforms(self) -> tuple:
@@ -159,7 +175,7 @@ class Decoder(Dataset):
         return v2.Compose([*plain, v2.PILToTensor()]), v2.Compose([*cut, v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
     def plain(self, row: int) -> Tensor:
-        """uint8 [3, size, size]: the centre of a file's image, an exemplar as it is."""
+        """uint8 [3, size, size]: the centre of a file's image, a stored one as it is."""
         image = self.image(row)
         return image if isinstance(image, Tensor) else self.transforms[0](image)
 
@@ -171,7 +187,7 @@ class Decoder(Dataset):
             return cut(image)
 
     def image(self, row: int) -> Tensor | Image.Image:
-        """An exemplar, uint8 [3, size, size], or the image of a file, RGB. Raises DataError, naming the file."""
+        """A stored image, uint8 [3, size, size], or that of a file, RGB. Raises DataError, naming the file."""
         files = len(self.images.names)
         if row >= files:
             return self.images.stored[row - files]
@@ -208,7 +224,7 @@ def decoded(batches: DataLoader) -> Iterator[Tensor]:
             signal.signal(signal.SIGCHLD, heed or signal.SIG_DFL)
         for batch in iterator:
             if isinstance(batch, str):
-                raise UsageError(f"--data_dir: {batch}")
+                raise UsageError(batch)
             yield batch
     except (RuntimeError, OSError, EOFError) as error:
         raise lost_worker(error, batches.num_workers) from None

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import rank_within_class
-from mnemonics.data.files import FileImages, short_side
+from mnemonics.data.files import FileImages, short_side, workers_of
 from mnemonics.data.image_source import ImageSource
 from mnemonics.data.images import DataError, check_strip, headers, usage_errors
-from mnemonics.engine.distributed import local_world
 from mnemonics.engine.errors import UsageError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
@@ -68,10 +67,9 @@ def load_folders(config: ExperimentConfig) -> ImageSource:
                 "--dataset folder takes any number"
             )
         size, told = looked_at(root, (train, test), config.image_size or (LARGEST_SIZE if classes else None))
-    cores = min(max((os.cpu_count() or 1) // local_world(), 1), 16)  # for each process on this machine
-    workers = cores if config.num_workers is None else config.num_workers
     none = torch.empty(0, 3, size, size, dtype=torch.uint8)
-    images = [FileImages(root, s.names, torch.arange(len(s.names)), none, size, workers) for s in (train, test)]
+    stored = none, size, workers_of(config)
+    images = [FileImages(root, split.names, torch.arange(len(split.names)), *stored) for split in (train, test)]
     mean, std, padding, mirror = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), size // 8, True
     about = config.dataset, tuple(train.class_names), mean, std, padding, mirror, (*notices, *told)
     return ImageSource(*about, images[0], train.class_ids, images[1], test.class_ids)

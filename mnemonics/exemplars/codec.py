@@ -1,7 +1,8 @@
 """How exemplars become bytes and pixels again (--exemplar_format), by Pillow.
 
 Small images of a class are coded in pages, mosaics of up to 64 in the order in which they were chosen, large ones one
-by one (sizes: docs/memory.md). What was decoded is never coded again, which would lose more each time.
+by one (sizes: docs/memory.md); those are decoded where they are used, by worker processes. What was decoded is never
+coded again, which would lose more each time.
 """
 
 import io
@@ -16,9 +17,11 @@ import PIL
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from mnemonics.config.fields import LARGEST, LARGEST_SMALL_IMAGE, ExperimentConfig
 from mnemonics.data.batches import LabelledImages
+from mnemonics.data.files import Decoder, FileImages, workers_of
 from mnemonics.data.images import DataError
 from mnemonics.engine.errors import UsageError
 
@@ -42,7 +45,7 @@ class Page(NamedTuple):
 class Coded(NamedTuple):
     """Images as they are stored."""
 
-    data: LabelledImages  # decoded, in memory: what all later steps see
+    data: LabelledImages  # decoded, large ones when they are used: what all later steps see
     pages: tuple[Page, ...]  # the images of one after the other are those of `data`; none of raw images
     kept: Tensor  # int64 [n]: which of the images that were to be coded they are
     psnr: float | None = None  # of their decoded pixels, in dB; None where no pixel has changed
@@ -56,6 +59,7 @@ class Codec:
     quality: int | None = None
     size: int = 0  # height and width of an image in pixels
     by_bytes: bool = False  # whether what a class may keep is counted in bytes of its pages, not in images
+    workers: int = 0  # processes that decode large images
 
     @staticmethod
     def of(config: ExperimentConfig, size: int = 0) -> "Codec":
@@ -69,7 +73,11 @@ class Codec:
         Image.init()
         if name.upper() not in Image.SAVE:
             raise UsageError(f"{flag}: Pillow {PIL.__version__} as it is installed lacks it; png or jpeg:Q would work")
-        return Codec(name, quality, size, by_bytes=bool(config.exemplar_bytes or config.total_bytes))
+        return Codec(name, quality, size, bool(config.exemplar_bytes or config.total_bytes), workers_of(config))
+
+    @property
+    def is_small(self) -> bool:
+        return self.size <= LARGEST_SMALL_IMAGE
 
     def coded(self, images: LabelledImages, limits: Sequence[int] = (LARGEST,)) -> Coded:
         """`images`, of each class the first ones that fit, class by class; raw ones all, or none for a limit of 0.
@@ -82,7 +90,7 @@ class Codec:
         if self.format == "raw":
             kept = torch.arange(len(images) if limits[-1] else 0, device=images.labels.device)
             return Coded(images[: len(kept)].loaded(), (), kept)
-        kept, pages, error, decoded = [images.labels[:0]], [], 0.0, [images[:0].loaded().images.cpu()]
+        kept, pages, error = [images.labels[:0]], [], 0.0
         for label in images.labels.unique():
             members = (images.labels == label).nonzero().flatten()
             plain = images[members].loaded().images.cpu()
@@ -90,15 +98,25 @@ class Codec:
             shown = torch.cat([plain[:0], *map(self.decoded, of_class)])
             error += (shown.double() - plain[: len(shown)]).square().sum().item()
             kept.append(members[: len(shown)])
-            decoded.append(shown)
-        stored, index = torch.cat(decoded), torch.cat(kept)
-        psnr = round(10 * math.log10(255**2 * stored.numel() / error), 2) if error else None
+        index, stored = torch.cat(kept), self.images_of(pages)
+        psnr = round(10 * math.log10(255**2 * stored.shape.numel() / error), 2) if error else None
         return Coded(LabelledImages(stored.to(index.device), images.labels[index]), tuple(pages), index, psnr)
 
-    def recoded(self, images: LabelledImages) -> Tensor:
-        """uint8 [n, 3, h, w]: what `images` look like after coding and decoding, in their order."""
+    def recoded(self, images: LabelledImages) -> Tensor | FileImages:
+        """What `images` look like after coding and decoding, in their order: uint8 [n, 3, h, w], but large ones of
+        files when they are used."""
+        if not self.is_small and isinstance(images.images, FileImages):
+            return FileImages.without_files(RecodedImages(self, images.images), self.size, self.workers)
         coded = self.coded(images)
-        return coded.data.images[torch.argsort(coded.kept)]
+        return coded.data.loaded().images[torch.argsort(coded.kept)]
+
+    def images_of(self, pages: Sequence[Page]) -> Tensor | FileImages:
+        """The images of pages, one after the other: small ones decoded, uint8 [n, 3, h, w], large ones when they are
+        used. Raises DataError for a page that cannot be decoded."""
+        if self.is_small:
+            none = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+            return torch.cat([none, *map(self.decoded, pages)])
+        return FileImages.without_files(CodedImages(self, tuple(pages)), self.size, self.workers)
 
     def cost(self, page: Page) -> int:
         """What a page takes of a limit."""
@@ -107,7 +125,7 @@ class Codec:
     def pages(self, images: Tensor, limits: Sequence[int]) -> list[Page]:
         """The first images (uint8 [n, 3, h, w]) of a class, as many as fit; see `coded`."""
         pages, first, spent = [], 0, 0
-        in_page = PAGE if self.size <= LARGEST_SMALL_IMAGE else 1
+        in_page = PAGE if self.is_small else 1
         for limit in limits:
             likely = math.ceil(2 * first * (limit - spent) / spent) if spent else PAGE  # saves coding far too many
             while page := self.fullest(images[first:][: min(in_page, likely)], limit - spent):
@@ -150,6 +168,37 @@ class Codec:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"a page of exemplars cannot be decoded ({reason})") from error
         return images
+
+
+@dataclass(frozen=True)
+class CodedImages(Dataset):
+    """Large images, decoded when they are used: uint8 [3, h, w] each."""
+
+    codec: Codec
+    pages: tuple[Page, ...]  # of one image each
+
+    def __len__(self) -> int:
+        return len(self.pages)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Raises DataError."""
+        return self.codec.decoded(self.pages[index])[0]
+
+
+@dataclass(frozen=True)
+class RecodedImages(Dataset):
+    """Large images of files, coded and decoded when they are used: uint8 [3, h, w] each."""
+
+    codec: Codec
+    images: FileImages
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Raises DataError."""
+        plain = Decoder(self.images).plain(int(self.images.rows[index]))
+        return self.codec.decoded(self.codec.page(plain[None]))[0]
 
 
 RAW = Codec()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.batches import LabelledImages, rank_within_class
+from mnemonics.data.files import FileImages
 from mnemonics.data.image_source import ImageSource
 from mnemonics.engine.errors import UsageError
 from mnemonics.exemplars.codec import RAW, Codec, Coded, Page
@@ -22,7 +23,7 @@ class ExemplarMemory:
     optimised or not. Some may be held out of all training, for `Baseline.calibrate`; they count like the others.
     """
 
-    data: LabelledImages  # decoded
+    data: LabelledImages  # decoded, large ones when they are used
     held_out: Tensor  # bool [n]
     codec: Codec = RAW
     pages: tuple[Page, ...] = ()  # the images of one after the other are those of `data`; none of raw images
@@ -51,7 +52,7 @@ class ExemplarMemory:
     @property
     def bytes(self) -> int:
         """What is stored of the images, in bytes."""
-        return sum(len(page.code) for page in self.pages) or self.data.images.numel()
+        return sum(len(page.code) for page in self.pages) or self.data.images.shape.numel()
 
     def extended(self, new: LabelledImages, held_out: bool = False, pages: Sequence[Page] = ()) -> "ExemplarMemory":
         """With exemplars of new classes added: what `Codec.coded` gave.
@@ -59,13 +60,12 @@ class ExemplarMemory:
         Raises:
             ValueError: if a class of `new` has such exemplars in the memory already or an image is not uint8.
         """
-        if new.images.dtype != torch.uint8:
+        if isinstance(new.images, Tensor) and new.images.dtype != torch.uint8:
             raise ValueError(f"exemplars are stored as uint8, not {new.images.dtype}")
         if torch.isin(new.labels, self.data.labels[self.held_out == held_out]).any():
             raise ValueError("the memory already holds exemplars of a class that is to be added")
         mask = torch.full_like(new.labels, held_out, dtype=torch.bool)
-        data, held_out = self.data.followed_by(new), torch.cat([self.held_out, mask])
-        return ExemplarMemory(data, held_out, self.codec, (*self.pages, *pages))
+        return self.of_pages(self.data.followed_by(new), torch.cat([self.held_out, mask]), (*self.pages, *pages))
 
     def with_images(self, images: Tensor) -> "ExemplarMemory":
         """With other pixels for those in `training`, raw images: uint8 of the same shape."""
@@ -86,7 +86,13 @@ class ExemplarMemory:
             ends.fill_(spent[int(rows[0])])
         kept = place <= torch.where(self.held_out, held_out, per_class)
         pages = [page for page, part in zip(self.pages, kept.split(counts), strict=False) if part[0]]
-        return ExemplarMemory(self.data[kept], self.held_out[kept], self.codec, tuple(pages))
+        return self.of_pages(self.data[kept], self.held_out[kept], tuple(pages))
+
+    def of_pages(self, data: LabelledImages, held_out: Tensor, pages: tuple[Page, ...]) -> "ExemplarMemory":
+        """Exemplars of the same codec. What is decoded when it is used refers to these pages alone."""
+        if isinstance(data.images, FileImages):
+            data = LabelledImages(self.codec.images_of(pages), data.labels)
+        return ExemplarMemory(data, held_out, self.codec, pages)
 
 
 def class_quota(config: ExperimentConfig, counts: list[int], codec: Codec = RAW) -> int:

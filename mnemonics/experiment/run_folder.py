@@ -114,14 +114,15 @@ def stored_memory(memory: ExemplarMemory) -> dict[str, Tensor]:
 
 
 def memory_of(stored: dict[str, Tensor], config: ExperimentConfig) -> ExemplarMemory:
-    """The memory that `stored_memory` was given, with its images decoded. Raises DataError for a damaged page."""
+    """The memory that `stored_memory` was given, with its images decoded. Raises DataError for a damaged page of
+    small ones."""
     labels, held_out = stored["labels"], stored["held_out"]
     if "images" in stored:
         codec, images, pages = Codec.of(config, stored["images"].shape[-1]), stored["images"], ()
     else:
         codec, (lengths, counts) = Codec.of(config, int(stored["size"])), stored["pages"].T.tolist()
         pages = tuple(map(Page, (c.numpy().tobytes() for c in stored["codes"].cpu().split(lengths)), counts))
-        images = torch.cat([*map(codec.decoded, pages)]).to(labels.device)
+        images = codec.images_of(pages).to(labels.device)
     if len(images) != len(labels):
         raise DataError(f"{len(images)} exemplars with {len(labels)} labels")
     return ExemplarMemory(LabelledImages(images, labels), held_out, codec, pages)

@@ -57,7 +57,7 @@ def memory_after(phase: int | None, target: Target) -> ExemplarMemory:
 
 def as_dataset(target: Target, memory: ExemplarMemory) -> TensorDataset:
     """What `exemplars_of` returns, of a memory of this run."""
-    return TensorDataset(memory.data.images, torch.tensor(target.order)[memory.data.labels])
+    return TensorDataset(memory.data.loaded().images, torch.tensor(target.order)[memory.data.labels])
 
 
 def training_set(config: ExperimentConfig) -> ImageSource | None:

@@ -157,6 +157,11 @@ def evenly(items: Sequence[Any], count: int) -> list[Any]:
     return [items[i] for i in places]
 
 
+def shown_exemplars(labels: Tensor) -> Tensor:
+    """int64 [m]: those of the exemplars with labels int64 [n] that `plot_exemplars` shows."""
+    return torch.cat([*rows_of_classes(labels).values()])
+
+
 def rows_of_classes(labels: Tensor) -> dict[int, Tensor]:
     """Which exemplars a grid shows: evenly spaced labels of those in `labels` (int64 [n]) -> int64 [<= PER_CLASS]."""
     chosen = evenly(labels.unique().tolist(), MAX_CLASSES)

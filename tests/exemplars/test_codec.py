@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_folders import TINY, picture, training_images
 from PIL import Image
 
 import main
@@ -173,6 +174,53 @@ def test_a_damaged_page_and_an_image_too_large_are_told_in_a_line(tmp_path, caps
     monkeypatch.setattr("mnemonics.experiment.state.check_budget", lambda *_: "")  # it looks at first images only
     small = (*flags[:2], "--exemplar_bytes", 60, "--out", tmp_path / "none")
     assert "less than one image of class '" in told(capsys, monkeypatch, *small)
+
+
+def large(root, per_class=5, classes=("ape", "bee", "cat", "dog")):
+    """A folder with images of 80x80 pixels."""
+    for number, name in enumerate(classes):
+        for split, count in (("train", per_class), ("val", 1)):
+            for i in range(count):
+                picture(root / split / name / f"{i}.png", (80, 80), 10 * number + i)
+    return root
+
+
+def test_large_images_are_decoded_and_recoded_where_they_are_used(tmp_path, monkeypatch):
+    files = training_images(large(tmp_path), 80)
+    labels, jpeg = torch.arange(4).repeat_interleave(5), codec("jpeg:40", 80, total_bytes=1, num_workers=0)
+    data, decoded = LabelledImages(files, labels), []
+    coded = jpeg.coded(data, [4000, 9000])
+    monkeypatch.setattr(
+        Codec, "decoded", lambda self, page, real=Codec.decoded: decoded.append(page) or real(self, page)
+    )
+    memory = ExemplarMemory.empty(80, CPU, jpeg).extended(coded.data, pages=coded.pages)
+    smaller, mixed = memory.shrunk_to(4000), data[labels == 3].followed_by(memory.training[memory.data.labels < 3])
+    recoded = jpeg.recoded(data[labels == 3])
+    again = memory_of(stored_memory(smaller), ExperimentConfig(exemplar_format="jpeg:40", total_bytes=1, num_workers=0))
+    assert not decoded  # so far
+    assert 0 < len(smaller.data) < len(memory.data) < len(data)
+    assert len(smaller.data.images.stored) == len(smaller.data)  # what was dropped is not kept
+    for images, pages in ((memory.data.images, memory.pages), (again.data.images, smaller.pages)):
+        assert torch.equal(images.loaded(), torch.cat([jpeg.decoded(page) for page in pages]))
+    old = (memory.data.labels < 3).nonzero().flatten()
+    assert torch.equal(mixed.loaded().images, torch.cat([files[15:].loaded(), memory.data.images[old].loaded()]))
+    alone = [jpeg.decoded(jpeg.page(image[None])) for image in files[15:].loaded()]
+    assert torch.equal(recoded.loaded(), torch.cat(alone))
+    assert torch.equal(mixed.images.followed_by(recoded).loaded()[-5:], torch.cat(alone))
+
+
+def test_large_coded_exemplars_are_the_same_with_workers(tmp_path):
+    budget = "--exemplar_format jpeg:30 --total_bytes 12000 --exemplars mnemonics --baseline bic --nb_cl 2".split()
+    data = ["--image_size", "80", "--data_dir", str(large(tmp_path / "data"))]
+    where, results = TINY.index("--nb_protos"), {}
+    for workers in ("0", "2"):
+        command = [*TINY[:where], *TINY[where + 2 :], *budget, *data, "--num_workers", workers]
+        run(parse_args([*command, "--out", str(tmp_path / workers)]))
+        results[workers] = checkpoint.load(tmp_path / workers / "phase_1.pt", CPU)
+        phases = json.loads((tmp_path / workers / "results.json").read_text())["phases"]
+        assert 0 < phases[1]["exemplar_bytes"] <= 12000
+    assert all(map(torch.equal, *(result["model"].values() for result in results.values())))
+    assert torch.equal(*(result["exemplars"]["codes"] for result in results.values()))
 
 
 def test_runs_from_before_there_were_formats_are_the_same_as_raw_ones():
