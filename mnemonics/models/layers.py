@@ -158,9 +158,8 @@ def grown(classifier: Classifier, num_new: int) -> SplitCosineLinear | BiasCorre
 
 
 # BatchNorm of a batch that several processes share. torch's SyncBatchNorm does this on GPUs only; this one runs on any
-# device, so that what is tested is what runs.
-
-OVER_IMAGES = (0, 2, 3)  # the dimensions of [n, c, h, w] that a channel's statistics are taken over
+# device, so that what is tested is what runs. It is made of torch's own kernels for BatchNorm: sums over images and
+# places written as tensor operations take several times as long on a CPU.
 
 
 def shared_batch_norm(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
@@ -186,7 +185,7 @@ def whole_batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     channels, values = x.shape[1], x.numel() // x.shape[1]
     own = x.new_zeros(2 * channels + 1)
     if values:
-        variance, mean = torch.var_mean(x, OVER_IMAGES, correction=0)
+        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
         own = torch.cat([mean, variance * values, x.new_full((1,), values)])  # filled there: no host waits
     means, squares, counts = stacked(own).split([channels, channels, 1], dim=1)  # (processes, c), same, (processes, 1)
     count = counts.sum(0)
@@ -201,17 +200,19 @@ class SharedNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, statistics: tuple[Tensor, ...], eps: float
     ) -> Tensor:
-        mean, variance, count = statistics
-        ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps), count)
-        return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+        ctx.save_for_backward(x, weight, *statistics)
+        ctx.eps = eps
+        return F.batch_norm(x, *statistics[:2], weight, bias, eps=eps)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, scale, count = ctx.saved_tensors
-        channel = (slice(None), None, None)  # [c] -> [c, 1, 1]
-        standard = (x.to(scale.dtype) - mean[channel]) * scale[channel]
-        dy = gradient.to(scale.dtype)
-        own = torch.stack([dy.sum(OVER_IMAGES), (dy * standard).sum(OVER_IMAGES)])  # (2, c)
-        dy_mean, dy_standard = summed(own) / count
-        dx = (dy - dy_mean[channel] - standard * dy_standard[channel]) * (weight * scale)[channel]
+        x, weight, mean, variance, count = ctx.saved_tensors
+        precise, scale = x.to(weight.dtype), torch.rsqrt(variance + ctx.eps)
+        own, share = weight.new_zeros(2, len(weight)), x.numel() // x.shape[1]  # gradients of bias and weight
+        dx = torch.zeros_like(precise)
+        if share:  # first as if it were the whole batch
+            given = (gradient.to(weight.dtype), precise, weight, None, None, mean, scale)
+            dx, own[1], own[0] = torch.ops.aten.native_batch_norm_backward(*given, True, ctx.eps, [True] * 3)
+        difference = weight * scale * (own / max(1, share) - summed(own) / count)
+        dx += F.batch_norm(precise, mean, variance, difference[1], difference[0], eps=ctx.eps)
         return dx.to(x.dtype), own[1], own[0], None, None
