@@ -46,8 +46,8 @@ def test_an_update_reads_two_values_and_a_training_step_none(tmp_path):
             run(tmp_path / "_".join(flags), [*flags, "--nb_cl_fg", "9", "--finetune_epochs", "0"], "cuda")
         return sum(gpu.reads.values())
 
-    few = reads("--mnemonics_epochs", "2", "--train_batch_size", "64")
-    assert reads("--mnemonics_epochs", "5", "--train_batch_size", "8") - few <= 2 * 2 * 3  # in two phases
+    few = reads("--mnemonics_epochs", "1", "--train_batch_size", "64")
+    assert reads("--mnemonics_epochs", "3", "--train_batch_size", "16") - few <= 2 * 2 * 2  # in two phases
 
 
 def test_a_run_is_taken_up_in_the_middle(tmp_path, monkeypatch):
