@@ -213,7 +213,7 @@ METHODS = {
     "bic": "--baseline bic --total_memory 30 --mnemonics_variant unroll-fc "
            "--mnemonics_epoch_unit pass --mnemonics_val_batch_size 7",
     "icarl": "--method baseline --baseline icarl --mnemonics_optimizer sgd --ncm",
-    "coded": "--exemplar_format avif:60 --total_bytes 5000 --mnemonics_start random",
+    "coded": "--exemplar_format jpeg:60 --total_bytes 5000 --mnemonics_start random",
     "files": "--dataset folder --num_workers 0 --baseline lwf --mnemonics_variant class-mean --phase0_dir {tmp}/phase0",
 }  # fmt: skip
 

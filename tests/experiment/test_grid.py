@@ -158,6 +158,7 @@ def test_nb_runs_repeats_with_the_next_seeds(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("baseline", "exemplars"), [("lucir", "mnemonics"), ("bic", "herding")])
 def test_phases_of_lucir_and_bic_on_cifar100(cifar100_mini, tmp_path, baseline, exemplars):
     flags = f"--dataset cifar100 --data_dir {cifar100_mini} --network resnet8 --nb_phases 2 --epochs 1 --nb_protos 4 "
+    flags += "--max_images_per_class 6 "
     flags += f"--baseline {baseline} --exemplars {exemplars} --mnemonics_val_batch_size 64 --mnemonics_epochs 1 "
     flags += f"--mnemonics_steps 1 --finetune_epochs 1 --out {tmp_path}"
     experiment.run(parse_args(flags.split()))
