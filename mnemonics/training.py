@@ -53,7 +53,7 @@ def train_phase(context: PhaseContext, model: nn.Module, baseline: Baseline, dat
     for number in progress.steps(loop, momenta=optimizer.momenta, losses=losses, draws=draws):
         epoch, batch = divmod(number, per_epoch)
         if batch == 0 or begun is None:
-            optimizer.set_rate(learning_rate(config, epoch, epochs))
+            optimizer.set_rate(learning_rate(config, context.phase.index, epoch))
         begun = number if begun is None else begun
         losses[batch] = step(*draws.of(epoch, batch))
         progress.report(losses[batch])
@@ -107,9 +107,9 @@ def epochs_of(config: ExperimentConfig, phase: int) -> int:
     return config.epochs if phase == 0 else config.later_epochs or config.epochs
 
 
-def learning_rate(config: ExperimentConfig, epoch: int, epochs: int) -> float:
-    """That of one of the `epochs` epochs of the model level."""
-    drops = sum(epoch >= milestone for milestone in milestones(epochs, config.lr_drops))
+def learning_rate(config: ExperimentConfig, phase: int, epoch: int) -> float:
+    """That of an epoch of the model level in a phase."""
+    drops = sum(epoch >= milestone for milestone in milestones(epochs_of(config, phase), config.lr_drops))
     return config.base_lr * 0.1**drops
 
 
@@ -170,7 +170,7 @@ def log_epoch(context: PhaseContext, epoch: int, losses: Tensor, sizes: list[int
     """Log the mean loss of an epoch and its learning rate; `losses` float [batches]: the mean of each batch, `sizes`:
     its images. Raises NonFiniteLossError."""
     config, phase = context.config, context.phase.index
-    rate = learning_rate(config, epoch, epochs_of(config, phase))
+    rate = learning_rate(config, phase, epoch)
     if not torch.isfinite(losses).all():
         step = int((~torch.isfinite(losses)).nonzero()[0])
         what = f"epoch {epoch}, step {step}: the training loss is {losses[step].item()} with learning rate {rate:g}"
@@ -193,17 +193,15 @@ def finetune_on_exemplars(context: PhaseContext, model: nn.Module, exemplars: La
     steps = config.finetune_epochs * per_epoch
     augment = prep.crop_and_mirror() if config.finetune_augment else None
     batches = balanced_batches(exemplars.labels, config.mnemonics_batch_size, steps, generator)
-    choose, draws = (
-        exemplars.chooser(),
-        [(batch, augment.draw(len(batch), generator) if augment else ()) for batch in batches],
-    )
+    draws = [(batch, augment.draw(len(batch), generator) if augment else ()) for batch in batches]
+    choose = exemplars.chooser()
     model.eval()
     loop = Loop("fine-tuning", steps, per_epoch, config.mnemonics_batch_size, curve="finetune/loss")
     for step in context.progress.steps(loop):
         batch, crops = draws[step]
-        images, labels = vars(choose(batch)).values()
-        images = augment.apply(prep.plain(images), *crops) if augment else prep.plain(images)
-        loss = F.cross_entropy(model(images), labels)
+        images = prep.plain(choose(batch).images)
+        images = augment.apply(images, *crops) if augment else images
+        loss = F.cross_entropy(model(images), exemplars.labels[batch])
         model.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -161,7 +161,7 @@ class Decoder(Dataset):
             shown = map(self.plain, rows) if seeds is None else map(self.cut, rows, seeds.tolist())
             return torch.stack(list(shown)) if len(index) else self.images.none()
         except DataError as error:  # a string, because an exception would arrive with the worker's traceback in it
-            return f"--data_dir: {error}" if len(self.images.names) else str(error)
+            return str(error)
 
     @cached_property
     def transforms(self) -> tuple:
@@ -187,10 +187,17 @@ class Decoder(Dataset):
             return cut(image)
 
     def image(self, row: int) -> Tensor | Image.Image:
-        """A stored image, uint8 [3, size, size], or that of a file, RGB. Raises DataError, naming the file."""
+        """A stored image, uint8 [3, size, size], or that of a file, RGB. Raises DataError."""
         files = len(self.images.names)
         if row >= files:
             return self.images.stored[row - files]
+        try:
+            return self.of_file(row)
+        except DataError as error:
+            raise DataError(f"--data_dir: {error}") from error
+
+    def of_file(self, row: int) -> Image.Image:
+        """The image of a file, RGB. Raises DataError, naming the file."""
         path = self.images.root / os.fsdecode(self.images.names[row])
         image = read_rgb(path)
         check_strip(image.size, self.short_side, path)
@@ -201,7 +208,7 @@ def read_images(paths: Sequence[Path], size: int, change: Callable[[Image.Image]
     """uint8 [n, 3, size, size]: images of files anywhere, changed and then plain. Raises DataError."""
     names, none = np.array([os.fsencode(path) for path in paths]), torch.empty(0, 3, size, size, dtype=torch.uint8)
     decoder = Decoder(FileImages(Path(), names, torch.arange(len(paths)), none, size, workers=0))
-    images = map(decoder.image, range(len(paths)))
+    images = map(decoder.of_file, range(len(paths)))
     return torch.stack([decoder.transforms[0](change(image) if change else image) for image in images])
 
 
