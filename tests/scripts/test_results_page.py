@@ -58,6 +58,26 @@ def test_a_number_is_reproduced_within_a_point(filled_in):
     ]
 
 
+def test_costs_are_of_the_last_phase_and_of_the_phases_after_the_first(filled_in):
+    # 1,024 bytes of 100 classes; five phases of 25,000 images, 160 epochs
+    assert filled_in("costs", "A = lucir cnn") == [
+        ["A", "10", "20", "20,000,000", "2", f"62.50 +- {12.7062 * 3.5:.2f}", "17.00 +- 12.71", "2"]
+    ]
+
+
+def test_the_figure_has_a_line_for_each_title_in_the_order_of_bytes(tmp_path):
+    for name, size, average in (("a", 4, 50.0), ("b", 2, 40.0), ("c", 3, 45.0)):
+        results = make_results(average=average, baseline="lucir", **PLAIN)
+        results["phases"][-1]["exemplar_bytes"] = 100 * size
+        written(tmp_path / "runs" / f"{name}.json", results)
+    rows = "raw; large = a cnn\nraw; small = b cnn\ncoded; 3 bytes = c cnn"
+    (axes,) = results_page.bytes_figure(f"<!-- costs in runs\n{rows}\n-->\n\n<!-- end -->\n", tmp_path).axes
+    assert {line.get_label(): line.get_xydata().tolist() for line in axes.lines} == {
+        "raw": [[2.0, 40.0], [4.0, 50.0]],
+        "coded": [[3.0, 45.0]],
+    }
+
+
 @pytest.mark.parametrize("row", ["A = bic cnn", "A = lucir ncm", "A lucir cnn"])
 def test_a_row_that_means_nothing_is_refused(filled_in, row):
     with pytest.raises(UsageError, match=f"{row}: KeyError|{row}: ValueError|bic.json/results.json: cannot be read"):
