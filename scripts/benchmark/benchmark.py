@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from plain import Plain
-from timing import by_turns, compared
+from timing import Times, by_turns, compared
 from torch import nn
 from unroll import unroll
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     add("--network", default="resnet32", help="(%(default)s)")
     add("--images", type=int, default=5120, help="images of a timed turn of training (%(default)s)")
-    add("--repeats", type=int, default=3, help="timed turns, after one to warm up (%(default)s)")
+    add("--repeats", type=int, default=3, help="timed turns, after one to warm up but for protocol (%(default)s)")
     add("--baselines", nargs="+", default=list(BASELINES), help="those of train (%(default)s)")
     add("--epochs", type=int, default=2, help="epochs of each phase in protocol (%(default)s)")
     add("--batch", type=int, default=100, help="exemplars and validation images in unroll (%(default)s)")
@@ -103,16 +103,18 @@ def train(args: argparse.Namespace) -> dict:
 
 
 def protocol(args: argparse.Namespace) -> dict:
-    """A whole run, LwF's loss with herding exemplars, by main.py's `run` and by the plain pipeline: once each."""
-    with tempfile.TemporaryDirectory() as folder:
-        flags = f"--method baseline --baseline icarl --epochs {args.epochs} --out {folder}"
-        plain = Plain(*begun(args, 0, *flags.split()))
-        functions = {"ours": partial(algorithm.run, plain.config), "plain": plain.protocol}
-        times = by_turns(functions, repeats=1, warm_up=False)
-        phases = json.loads(Path(folder, "results.json").read_text(encoding="utf-8"))["phases"]
+    """Whole runs, LwF's loss with herding exemplars, by main.py's `run` and by the plain pipeline."""
+    times: Times = {"ours": [], "plain": []}
+    for turn in range(1, args.repeats + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            flags = f"--method baseline --baseline icarl --epochs {args.epochs} --out {folder}"
+            plain = Plain(*begun(args, 0, *flags.split()))
+            functions = {"ours": partial(algorithm.run, plain.config), "plain": plain.protocol}
+            for name, seconds in by_turns(functions, repeats=1, warm_up=False).items():
+                times[name] += seconds
+                print(f"  turn {turn}: {name} {seconds[0] / 60:.2f} minutes", flush=True)
+            phases = json.loads(Path(folder, "results.json").read_text(encoding="utf-8"))["phases"]
     result = compared(f"protocol, {args.epochs} epochs a phase", times, 3600, "runs/hour")
-    minutes = [f"{name} {seconds / 60:.2f}" for name, (seconds,) in times.items()]
-    print(f"  minutes: {', '.join(minutes)}")
     ours = [[phase["accuracy"][name] for name in ("cnn", "nme")] for phase in phases]
     return result | {"accuracies": {"ours": ours, "plain": plain.accuracies}}
 
