@@ -116,9 +116,10 @@ class ExperimentConfig:
     eval_batch_size: int = later(200, "batch size of evaluation and feature extraction", compared=False)
     T: float = later(2.0, "temperature of the distillation", symbol="T", used_by="lwf icarl bic")
     beta: float = later(0.25, "LwF and iCaRL: weight of the distillation", zero=True, used_by="lwf icarl")
-    scale_distillation: bool = later(
-        False,
+    scale_distillation: bool | None = later(
+        None,
         "weight of the distillation times 1 - (share of old images in an epoch / share of old classes)",
+        defaults={"lossless": False, "lossy": True},
         used_by="lwf icarl lucir",
     )
     imprint: bool = later(
