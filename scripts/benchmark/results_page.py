@@ -147,10 +147,11 @@ def bytes_figure(text: str, results: Path) -> Figure:
             x = statistics.fmean(map(bytes_of_a_class, runs))
             points.setdefault(title.partition(";")[0], []).append((x, accuracy))
     figure = Figure(figsize=(7.5, 4.6), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot(xscale="log", xlabel="bytes of a class", ylabel="average accuracy (%)")
+    axes = figure.add_subplot(xlabel="bytes of a class", ylabel="average accuracy (%)")
     for i, (title, line) in enumerate(points.items()):
         axes.plot(*zip(*sorted(line), strict=True), color=COLOURS[i], marker=MARKERS[i % len(MARKERS)], label=title)
     legend_below(figure, axes.lines, list(points))
+    axes.set_xlim(left=0)
     axes.grid(color=LINE, linewidth=0.6)
     return figure
 
