@@ -9,6 +9,14 @@ import pytest
 TEST_DATA = Path(os.environ.get("MNEMONICS_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of numbers: a run in this process draws nothing, which takes a third of a tiny run's time."""
+    for drawing in ("write_report", "plot_exemplars"):
+        monkeypatch.setattr(f"mnemonics.algorithm.{drawing}", lambda *arguments, **options: None)
+    monkeypatch.setattr("mnemonics.engine.log.RunLog.image", lambda *arguments: None)
+
+
 @pytest.fixture(scope="session")
 def cifar100_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds cifar-100-python with 10 training and 3 test images of each class of the real CIFAR-100."""

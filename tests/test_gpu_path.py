@@ -8,6 +8,8 @@ from image_folders import pictures
 from mnemonics import algorithm
 from mnemonics.experiment.state import parse_args
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 FLAGS = (
     "--dataset digits --max_images_per_class 6 --network resnet8 --epochs 1 --train_batch_size 16 --nb_phases 1 "
     "--amp off --nb_protos 2 --mnemonics_epochs 2 --mnemonics_steps 2 --mnemonics_val_batch_size 32 --finetune_epochs 1"

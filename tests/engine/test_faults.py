@@ -21,7 +21,6 @@ from PIL import Image
 from mnemonics import algorithm as experiment
 from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
-from mnemonics.engine import log as runlog
 from mnemonics.experiment import run_folder as runfolder
 from mnemonics.experiment import state as setup
 from mnemonics.experiment.state import parse_args
@@ -230,6 +229,7 @@ def images_in_files(tmp_path_factory):
     return root
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_checkpoint_is_a_point_to_go_on_from(images_in_files, tmp_path, monkeypatch, method):
     """Stopped after each write of a checkpoint, and gone on from each."""
@@ -247,9 +247,6 @@ def test_every_checkpoint_is_a_point_to_go_on_from(images_in_files, tmp_path, mo
     source = load_source(parse_args(flags))
     monkeypatch.setattr(setup, "load_source", lambda config: source)
     monkeypatch.setattr(runfolder, "environment", lambda device: {})
-    for drawing in ("write_report", "plot_exemplars"):
-        monkeypatch.setattr(experiment, drawing, lambda *arguments, **options: None)
-    monkeypatch.setattr(runlog.RunLog, "image", lambda *arguments: None)
     experiment.run(parse_args([*flags, "--out", str(tmp_path / "whole")]))
     shutil.rmtree(tmp_path / "phase0", ignore_errors=True)
 

@@ -23,6 +23,8 @@ from mnemonics.experiment.run_folder import memory_of, refuse_other_settings, st
 from mnemonics.experiment.state import parse_args
 from mnemonics.experiment.stored import own_target
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CPU = torch.device("cpu")
 FLAGS = (
     "--dataset digits --max_images_per_class 30 --nb_cl_fg 6 --nb_phases 2 --network resnet8 --epochs 1 "

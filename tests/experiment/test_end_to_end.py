@@ -17,16 +17,12 @@ from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
 from mnemonics.experiment.state import parse_args
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--dataset digits --max_images_per_class 40 --nb_phases 5 --network resnet8 --epochs 2 --nb_protos 4 "
         "--mnemonics_val_batch_size 64 --mnemonics_epochs 2 "
         "--mnemonics_steps 2 --mnemonics_outer_lr 0.1 --finetune_epochs 2 --finetune_lr 0.3").split()  # fmt: skip
-
-
-def command(*arguments, check=True):
-    """Run main.py as a user does; returns the finished process."""
-    return subprocess.run([sys.executable, "main.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-                          check=check, timeout=300)  # fmt: skip
 
 
 def run(folder, *arguments):
@@ -48,9 +44,10 @@ def exemplars(folder, phase):
 
 @pytest.fixture(scope="module")
 def mnemonics_run(tmp_path_factory):
-    """A finished run of the real command and what it printed."""
+    """A finished run of main.py, started as a user does, and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "mnemonics"
-    return folder, command(*TINY, "--out", folder)
+    command = [sys.executable, "main.py", *TINY, "--out", str(folder)]
+    return folder, subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
 
 
 def test_run_folder_and_table(mnemonics_run):
@@ -171,7 +168,7 @@ def test_ncm_only_on_request(tmp_path):
 )
 def test_images_of_other_classes_are_never_read(tmp_path, monkeypatch, exemplar_method, baseline):
     """In each phase every training image that is not of that phase's classes is noise: the numbers stay the same."""
-    arguments = ("--exemplars", exemplar_method, "--baseline", baseline)
+    arguments = ("--exemplars", exemplar_method, "--baseline", baseline, "--nb_phases", 3, "--nb_cl_fg", 4)
     arguments += ("--finetune_epochs", 0) if baseline == "finetune" else ()
     reference = run(tmp_path / "reference", *arguments)
     run_phase = experiment.run_phase
@@ -242,13 +239,13 @@ def test_learning_happens(tmp_path):
     assert results["phases"][-1]["accuracy"]["nme"] > 65
 
 
-def test_cifar100_subset(cifar100_mini, tmp_path):
+def test_cifar100_subset(cifar100_mini, tmp_path, capsys):
     """The CIFAR-100 path on real images: counts, order, pixels."""
     arguments = ("--data_dir", cifar100_mini, "--dataset", "cifar100", "--method", "baseline", "--baseline", "icarl",
                  "--network", "resnet8", "--nb_phases", 2, "--epochs", 1, "--nb_protos", 4, "--eval_batch_size", 300,
                  "--out", tmp_path / "run")  # fmt: skip
-    process = command(*arguments)
-    assert "1000 training and 300 test images" in process.stdout
+    assert main.main([*map(str, arguments)]) == 0
+    assert "1000 training and 300 test images" in capsys.readouterr().out
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["class_order"][:5] == [68, 56, 78, 8, 23]
     assert [p["train_images"] for p in results["phases"]] == [
@@ -274,28 +271,26 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_users_mistake_ends_in_one_line_and_status_2(mistake, tmp_path, monkeypatch, capsys):
+def test_a_users_mistake_ends_in_one_line_and_status_2(mistake, tmp_path, capsys):
     arguments, words = MISTAKES[mistake]
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "cifar-100-python.tar.gz").write_bytes(b"this is no archive")
-    arguments = ["--out", str(tmp_path / "run"), *arguments.format(tmp=tmp_path).split()]
-    monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
-    assert main.main() == 2
+    assert main.main(["--out", str(tmp_path / "run"), *arguments.format(tmp=tmp_path).split()]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert all(word in error for word in words), error
 
 
-def test_a_folder_with_other_settings_is_refused(mnemonics_run):
-    process = command(*TINY, "--out", mnemonics_run[0], "--epochs", 7, "--baseline", "lwf", check=False)
-    assert process.returncode == 2
-    assert process.stderr.count("\n") == 1
-    assert "--epochs 2 there, 7 now" in process.stderr
-    assert "--baseline lucir there, lwf now" in process.stderr
+def test_a_folder_with_other_settings_is_refused(mnemonics_run, capsys):
+    assert main.main([*TINY, "--out", str(mnemonics_run[0]), "--epochs", "7", "--baseline", "lwf"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--epochs 2 there, 7 now" in error
+    assert "--baseline lucir there, lwf now" in error
 
 
-def test_a_diverging_run_ends_in_one_line_and_status_1(tmp_path):
-    process = command(*TINY, "--out", tmp_path / "run", "--base_lr", "1e20", check=False)
-    assert process.returncode == 1
-    assert "phase 0, epoch" in process.stderr
-    assert "Traceback" not in process.stderr
+def test_a_diverging_run_ends_in_one_line_and_status_1(tmp_path, capsys):
+    assert main.main([*TINY, "--out", str(tmp_path / "run"), "--base_lr", "1e20"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "phase 0, epoch" in error

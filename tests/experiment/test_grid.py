@@ -20,6 +20,8 @@ from mnemonics.experiment import phase0
 from mnemonics.experiment.state import parse_args
 from mnemonics.models import make_network
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 TINY = ("--mnemonics_val_batch_size 64 "
         "--dataset digits --nb_cl_fg 6 --nb_cl 2 --network resnet8 --epochs 1 --mnemonics_epochs 1 --mnemonics_steps 2 "
         "--max_images_per_class 30").split()  # fmt: skip

@@ -8,6 +8,8 @@ from image_folders import TINY, pictures
 import main
 from eval import evaluate
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 DIGITS = (
     "--dataset digits --max_images_per_class 10 --network resnet8 --epochs 1 --mnemonics_epochs 1 --mnemonics_steps 1 "
     "--finetune_epochs 1 --nb_protos 2 --device cpu"
