@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.utils import download_url
 
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.folders import list_splits, notices_of
@@ -39,10 +37,16 @@ class Cifar:
     """What tells the two data sets apart."""
 
     title: str
-    official: type[CIFAR10]  # torchvision knows address, file names and MD5 sums
     num_classes: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    @property
+    def official(self) -> type:
+        """torchvision's class of the data set, which knows address, file names and MD5 sums."""
+        from torchvision import datasets  # here: importing it (and with it torch's compiler) takes a second and 150 MB
+
+        return getattr(datasets, self.title.replace("-", ""))
 
     @property
     def md5(self) -> dict[str, str]:
@@ -52,8 +56,8 @@ class Cifar:
 
 
 CIFAR = {
-    "cifar10": Cifar("CIFAR-10", CIFAR10, 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": Cifar("CIFAR-100", CIFAR100, 100, (0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023)),
+    "cifar10": Cifar("CIFAR-10", 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Cifar("CIFAR-100", 100, (0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023)),
 }
 
 
@@ -107,6 +111,8 @@ def read_any(root: Path, kind: Cifar) -> Content:
 
 def download(root: Path, kind: Cifar) -> None:
     """Put the official archive into the folder `root`: it appears there under its name only when it is whole."""
+    from torchvision.datasets.utils import download_url  # here: see `Cifar.official`
+
     official, name = kind.official, kind.official.filename
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as scratch:

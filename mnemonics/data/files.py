@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
-from torchvision.transforms import v2
 
 from mnemonics.config.fields import LARGEST_SMALL_IMAGE, ExperimentConfig
 from mnemonics.data.images import DataError, check_strip, read_rgb
@@ -166,6 +165,8 @@ class Decoder(Dataset):
     @cached_property
     def transforms(self) -> tuple:
         """torchvision's transforms of images to uint8 [3, size, size]: (plain, random cut)."""
+        from torchvision.transforms import v2  # here: importing it takes a second and 150 MB
+
         size = self.images.size
         plain = [v2.Resize(self.short_side), v2.CenterCrop(size)]
         if size > LARGEST_SMALL_IMAGE:

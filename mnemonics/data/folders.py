@@ -51,6 +51,8 @@ def load_folders(config: ExperimentConfig) -> ImageSource:
         UsageError: for folders that are missing or cannot be read, classes that differ between training and test,
             classes without images, and files that are no images or have too many pixels.
     """
+    from torchvision.transforms import v2  # noqa: F401  before there are workers, each of which would import it
+
     root = Path(os.path.expanduser(config.data_dir))
     below, classes = IMAGENET_FOLDERS.get(config.dataset, ((), None))
     with usage_errors(f"--data_dir {config.data_dir}"):

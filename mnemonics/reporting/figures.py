@@ -23,7 +23,6 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from mnemonics.engine.files import atomic_write
 from mnemonics.reporting.paper import paper_number, place, same_protocol
@@ -173,7 +172,9 @@ def grid_of(images: Tensor, rows: dict[int, Tensor]) -> np.ndarray:
     columns = max(map(len, rows.values()))
     framed = [F.pad(enlarged(images[chosen]), (1, 1, 1, 1), value=FRAME) for chosen in rows.values()]
     full = [F.pad(row, (0, 0) * 3 + (0, columns - len(row)), value=255) for row in framed]
-    return make_grid(torch.cat(full), columns, GAP, pad_value=255).permute(1, 2, 0).numpy()
+    tiles = F.pad(torch.cat(full), (GAP, 0, GAP, 0), value=255).unflatten(0, (-1, columns))  # [rows, columns, 3, ...]
+    grid = tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    return F.pad(grid, (0, 0) + (0, GAP) * 2, value=255).numpy()
 
 
 def enlarged(images: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ DIGITS_SHA256 = "68a64530aec11123c22aea50ac191212d2022c10e61c5923be6a77df5fc31d0
 @pytest.fixture(autouse=True)
 def no_download(monkeypatch):
     """Nothing here may reach the network by accident."""
-    monkeypatch.setattr("mnemonics.data.cifar.download_url", lambda *args, **options: pytest.fail("download"))
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", lambda *args, **options: pytest.fail("download"))
 
 
 def split(name: str) -> dict:
@@ -370,7 +370,7 @@ def test_download(archive, tmp_path, monkeypatch):
         calls.append((url, filename, md5))
         Path(root, filename).write_bytes(archive.read_bytes())
 
-    monkeypatch.setattr("mnemonics.data.cifar.download_url", serve)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", serve)
     assert_synthetic(load(tmp_path / "new" / "data"))
     assert_synthetic(load(tmp_path / "new" / "data"))
     assert calls == [(URL, ARCHIVE, CIFAR100.tgz_md5)]
@@ -386,7 +386,7 @@ def test_an_interrupted_download_is_not_taken_for_an_archive(archive, tmp_path, 
         assert not (target / ARCHIVE).exists()  # not even while it is under way, so being killed does no harm either
         raise interruption
 
-    monkeypatch.setattr("mnemonics.data.cifar.download_url", interrupted)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", interrupted)
     with pytest.raises((UsageError, KeyboardInterrupt)) as error:
         load(target)
     said = f"the download failed ({type(interruption).__name__}("
