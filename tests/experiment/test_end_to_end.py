@@ -20,8 +20,8 @@ from mnemonics.experiment.state import parse_args
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ("--dataset digits --max_images_per_class 40 --nb_phases 5 --network resnet8 --epochs 2 --nb_protos 4 "
-        "--mnemonics_val_batch_size 64 --mnemonics_epochs 2 "
+TINY = ("--dataset digits --max_images_per_class 40 --nb_cl_fg 4 --nb_phases 3 --network resnet8 --epochs 2 "
+        "--nb_protos 4 --mnemonics_val_batch_size 64 --mnemonics_epochs 2 "
         "--mnemonics_steps 2 --mnemonics_outer_lr 0.1 --finetune_epochs 2 --finetune_lr 0.3").split()  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_run_folder_and_table(mnemonics_run):
     folder, process = mnemonics_run
     names = {p.name for p in folder.iterdir()}
     expected = {"config.json", "results.json", "log.txt", "checkpoint.pt", "report.html"}
-    expected |= {f"phase_{i}.pt" for i in range(6)} | {f"exemplars_phase_{i}.png" for i in range(6)}
+    expected |= {f"phase_{i}.pt" for i in range(4)} | {f"exemplars_phase_{i}.png" for i in range(4)}
     assert expected <= names
     assert any(name.startswith("events.") for name in names)
     assert not any(name.endswith(".tmp") for name in names)
@@ -62,16 +62,16 @@ def test_run_folder_and_table(mnemonics_run):
         with Image.open(picture) as image:
             assert len(image.convert("L").getcolors()) > 5
     rows = [line.split() for line in process.stdout.splitlines() if line[:5].strip().isdigit()]
-    assert [row[:2] for row in rows] == [["0", "5"], ["1", "6"], ["2", "7"], ["3", "8"], ["4", "9"], ["5", "10"]]
+    assert [row[:2] for row in rows] == [["0", "4"], ["1", "6"], ["2", "8"], ["3", "10"]]
     assert "average accuracy" in process.stdout
-    assert "phase 5: 10 classes" in (folder / "log.txt").read_text()
+    assert "phase 3: 10 classes" in (folder / "log.txt").read_text()
 
 
 def test_results_hold_what_was_measured(mnemonics_run):
     folder, _ = mnemonics_run
     results = json.loads((folder / "results.json").read_text())
     assert results["config"]["exemplars"] == "mnemonics"
-    assert results["config"]["nb_cl_fg"] == 5
+    assert results["config"]["nb_cl_fg"] == 4
     assert (results["headline"], results["config"]["baseline"]) == ("cnn", "lucir")
     assert results["config"]["weight_transfer"] is True
     assert len(results["class_order_sha256"]) == 64
@@ -79,16 +79,16 @@ def test_results_hold_what_was_measured(mnemonics_run):
     last = results["phases"][-1]
     assert last["exemplars_per_class"] == {"min": 4, "max": 4}
     assert last["exemplar_bytes"] == 10 * 4 * 3 * 16 * 16
-    assert last["train_images"]["old"] == 9 * 4
+    assert last["train_images"]["old"] == 8 * 4
     keys = {"cnn", "nme", "cnn_before_finetune", "nme_before_finetune"}
     assert set(last["accuracy"]) == set(last["phase0_accuracy"]) == keys
     assert last["accuracy"] != {k: last["accuracy"][k.removesuffix("_before_finetune")] for k in keys}
-    assert [len(p["accuracy_by_phase_of_origin"]["nme"]) for p in results["phases"]] == [1, 2, 3, 4, 5, 6]
+    assert [len(p["accuracy_by_phase_of_origin"]["nme"]) for p in results["phases"]] == [1, 2, 3, 4]
     assert {"train", "exemplars", "finetune", "evaluate"} == set(last["seconds"])
     assert last["exemplar_validation_loss"]["optimised"] < last["exemplar_validation_loss"]["start"]
     assert 0.1 < last["exemplar_change_grey_levels"] < 64
     accuracies = [p["accuracy"]["nme"] for p in results["phases"]]
-    assert results["summary"]["average_accuracy"]["nme"] == pytest.approx(sum(accuracies) / 6, abs=0.006)
+    assert results["summary"]["average_accuracy"]["nme"] == pytest.approx(sum(accuracies) / 4, abs=0.006)
     phase0 = [p["phase0_accuracy"]["nme"] for p in results["phases"]]
     assert results["summary"]["forgetting"]["nme"] == pytest.approx(phase0[0] - phase0[-1])
 
@@ -97,7 +97,7 @@ def test_the_same_command_gives_the_same_numbers(mnemonics_run, tmp_path):
     folder, _ = mnemonics_run
     again = run(tmp_path / "again")
     assert numbers(again) == numbers(json.loads((folder / "results.json").read_text()))
-    assert torch.equal(exemplars(folder, 5)[0], exemplars(tmp_path / "again", 5)[0])
+    assert torch.equal(exemplars(folder, 3)[0], exemplars(tmp_path / "again", 3)[0])
 
 
 def test_another_seed_gives_other_numbers(mnemonics_run, tmp_path):
@@ -119,7 +119,7 @@ def test_resuming_after_every_phase_gives_the_same_numbers(mnemonics_run, tmp_pa
         raise Stop
 
     monkeypatch.setattr(experiment, "save_phase", save_and_stop)
-    for _ in range(6):
+    for _ in range(4):
         with pytest.raises(Stop):
             run(tmp_path / "parts")
     monkeypatch.undo()
@@ -128,16 +128,16 @@ def test_resuming_after_every_phase_gives_the_same_numbers(mnemonics_run, tmp_pa
 
 def test_a_finished_run_is_not_run_again(mnemonics_run, tmp_path):
     folder = shutil.copytree(mnemonics_run[0], tmp_path / "done")
-    before = (folder / "phase_5.pt").stat().st_mtime_ns
+    before = (folder / "phase_3.pt").stat().st_mtime_ns
     assert numbers(run(folder)) == numbers(json.loads((mnemonics_run[0] / "results.json").read_text()))
-    assert (folder / "phase_5.pt").stat().st_mtime_ns == before
+    assert (folder / "phase_3.pt").stat().st_mtime_ns == before
     assert (folder / "results.json").read_bytes() == (mnemonics_run[0] / "results.json").read_bytes()
 
 
 def test_starting_anew_leaves_nothing_of_the_old_run_and_keeps_other_files(mnemonics_run, tmp_path):
     folder = shutil.copytree(mnemonics_run[0], tmp_path / "run")
     (folder / "notes.txt").write_text("mine")
-    arguments = [a for a in TINY if a not in ("--nb_phases", "5")]
+    arguments = [a for a in TINY if a not in ("--nb_phases", "3")]
     flags = [*arguments, "--nb_cl_fg", "8", "--nb_cl", "2", "--no-resume", "--out", str(folder)]
     experiment.run(parse_args(flags))
     assert len(json.loads((folder / "results.json").read_text())["phases"]) == 2
@@ -168,7 +168,7 @@ def test_ncm_only_on_request(tmp_path):
 )
 def test_images_of_other_classes_are_never_read(tmp_path, monkeypatch, exemplar_method, baseline):
     """In each phase every training image that is not of that phase's classes is noise: the numbers stay the same."""
-    arguments = ("--exemplars", exemplar_method, "--baseline", baseline, "--nb_phases", 3, "--nb_cl_fg", 4)
+    arguments = ("--exemplars", exemplar_method, "--baseline", baseline)
     arguments += ("--finetune_epochs", 0) if baseline == "finetune" else ()
     reference = run(tmp_path / "reference", *arguments)
     run_phase = experiment.run_phase
@@ -192,7 +192,7 @@ def test_images_of_other_classes_are_never_read(tmp_path, monkeypatch, exemplar_
 def test_real_exemplars_are_training_images_of_their_class(tmp_path, exemplar_method):
     results = run(tmp_path / "run", "--exemplars", exemplar_method)
     source = load_source(ExperimentConfig(dataset="digits"))
-    images, labels = exemplars(tmp_path / "run", 5)
+    images, labels = exemplars(tmp_path / "run", 3)
     for image, label in zip(images, labels.tolist(), strict=True):
         own, _ = source.train([results["class_order"][label]])
         assert (own == image).flatten(1).all(1).any()
@@ -201,23 +201,23 @@ def test_real_exemplars_are_training_images_of_their_class(tmp_path, exemplar_me
 def test_optimised_exemplars_are_not_training_images_and_old_ones_are_adjusted_if_asked(mnemonics_run, tmp_path):
     folder = mnemonics_run[0]
     source = load_source(ExperimentConfig(dataset="digits"))
-    images, labels = exemplars(folder, 5)
+    images, labels = exemplars(folder, 3)
     assert not any((source.train_images == image).flatten(1).all(1).any() for image in images)
     assert labels.tolist() == [label for label in range(10) for _ in range(4)]
-    older, _ = exemplars(folder, 4)
+    older, _ = exemplars(folder, 2)
     assert torch.equal(images[: len(older)], older)
     run(tmp_path / "adjusted", "--adjust_always")
-    older, newer = exemplars(tmp_path / "adjusted", 4)[0], exemplars(tmp_path / "adjusted", 5)[0]
+    older, newer = (exemplars(tmp_path / "adjusted", phase)[0] for phase in (2, 3))
     assert (newer[: len(older)] != older).flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("baseline", ["lucir", "bic"])
 def test_fixed_total_memory(tmp_path, baseline):
-    arguments = [a for a in TINY if a not in ("--nb_protos", "4")]
-    arguments += ["--baseline", baseline, "--out", str(tmp_path / "run"), "--total_memory", "60"]
+    arguments = " ".join(TINY).replace("--nb_protos 4", "--total_memory 60").split()
+    arguments += ["--baseline", baseline, "--out", str(tmp_path / "run")]
     experiment.run(parse_args(arguments))
     phases = json.loads((tmp_path / "run" / "results.json").read_text())["phases"]
-    assert [p["exemplars_per_class"] for p in phases] == [{"min": n, "max": n} for n in (12, 10, 8, 7, 6, 6)]
+    assert [p["exemplars_per_class"] for p in phases] == [{"min": n, "max": n} for n in (15, 10, 7, 6)]
     assert all(p["exemplar_bytes"] <= 60 * 3 * 16 * 16 for p in phases)
     state = checkpoint.load(tmp_path / "run" / "phase_1.pt", torch.device("cpu"))
     held_out = state["exemplars"]["held_out"]
@@ -225,7 +225,7 @@ def test_fixed_total_memory(tmp_path, baseline):
 
 
 def test_other_phase_sizes(tmp_path):
-    arguments = [a for a in TINY if a not in ("--nb_phases", "5")]
+    arguments = [a for a in TINY if a not in ("--nb_phases", "3")]
     experiment.run(parse_args([*arguments, *"--nb_cl_fg 4 --nb_cl 3 --out".split(), str(tmp_path / "run")]))
     phases = json.loads((tmp_path / "run" / "results.json").read_text())["phases"]
     assert [p["classes_seen"] for p in phases] == [4, 7, 10]
@@ -233,8 +233,8 @@ def test_other_phase_sizes(tmp_path):
 
 def test_learning_happens(tmp_path):
     """Not a toy result: after 12 epochs a ResNet-8 reads most digits, and iCaRL keeps most of what it learned."""
-    flags = "--method baseline --baseline icarl --epochs 12 --nb_protos 20 --nb_phases 1 --max_images_per_class 140"
-    results = run(tmp_path / "run", *flags.split())
+    flags = "--method baseline --baseline icarl --epochs 12 --nb_protos 20 --max_images_per_class 140"
+    results = run(tmp_path / "run", *flags.split(), "--nb_cl_fg", 5, "--nb_phases", 1)
     assert results["phases"][0]["accuracy"]["cnn"] > 90
     assert results["phases"][-1]["accuracy"]["nme"] > 65
 
