@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from mnemonics.engine.errors import UsageError, command
 from mnemonics.engine.files import write_if_new
@@ -151,7 +152,10 @@ def bytes_figure(text: str, results: Path) -> Figure:
     for i, (title, line) in enumerate(points.items()):
         axes.plot(*zip(*sorted(line), strict=True), color=COLOURS[i], marker=MARKERS[i % len(MARKERS)], label=title)
     legend_below(figure, axes.lines, list(points))
-    axes.set_xlim(left=0)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.minorticks_off()
     axes.grid(color=LINE, linewidth=0.6)
     return figure
 
