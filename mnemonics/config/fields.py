@@ -89,7 +89,7 @@ class ExperimentConfig:
     recode: float | None = later(
         None,
         "probability with which an image of a new class is shown coded and decoded like the exemplars, from phase 1 on",
-        defaults={"lossless": 0.0, "lossy": 0.5},
+        defaults={"lossless": 0.0, "lossy": 1.0},
         zero=True,
         most=1,
         used_by="memory",

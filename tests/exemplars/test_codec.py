@@ -113,7 +113,7 @@ def test_runs_say_the_true_bytes_and_can_be_evaluated(flags, tmp_path):
     results = results_of(tmp_path, "--exemplar_format", *flags.split())
     config, target = results["config"], own_target(tmp_path, None)
     most = config["total_bytes"] or (config["exemplar_bytes"] or 10**9) * 10
-    assert (config["recode"], config["scale_distillation"]) == ((0.0, False) if "png" in flags else (0.5, True))
+    assert (config["recode"], config["scale_distillation"]) == ((0.0, False) if "png" in flags else (1.0, True))
     for i, phase in enumerate(results["phases"]):
         stored = checkpoint.load(tmp_path / f"phase_{i}.pt", CPU)["exemplars"]
         assert phase["exemplar_bytes"] == stored["pages"][:, 0].sum() == len(stored["codes"]) <= most
