@@ -115,7 +115,7 @@ def learning_rate(config: ExperimentConfig, phase: int, epoch: int) -> float:
 
 class SGD:
     """SGD with momentum and weight decay: torch's function, without its class, which imports torch's compiler (measured
-    with torch 2.12: 157 MB more in every run)."""
+    with torch 2.12: 157 MB more, in runs that need no torchvision, which imports it too)."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], rate: float, momentum: float = 0.0, decay: float = 0.0):
         """On a CUDA device the learning rate is a tensor, so that `set_rate` reaches into a CUDA graph."""

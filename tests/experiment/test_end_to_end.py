@@ -226,7 +226,7 @@ def test_fixed_total_memory(tmp_path, baseline):
 
 def test_other_phase_sizes(tmp_path):
     arguments = [a for a in TINY if a not in ("--nb_phases", "3")]
-    experiment.run(parse_args([*arguments, *"--nb_cl_fg 4 --nb_cl 3 --out".split(), str(tmp_path / "run")]))
+    experiment.run(parse_args([*arguments, *"--nb_cl 3 --out".split(), str(tmp_path / "run")]))
     phases = json.loads((tmp_path / "run" / "results.json").read_text())["phases"]
     assert [p["classes_seen"] for p in phases] == [4, 7, 10]
 
