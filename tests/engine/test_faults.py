@@ -26,7 +26,7 @@ from mnemonics.experiment import state as setup
 from mnemonics.experiment.state import parse_args
 
 KILLS, KILLS_IN_WRITES, KILLS_OF_THE_COMMAND = 12, 4, 1
-CORRUPTIONS = 80  # half of them of a finished run folder
+CORRUPTIONS = 50  # half of them of a finished run folder
 WRITE_FAULTS = 25
 SEED = 1993
 CPU = torch.device("cpu")

@@ -126,9 +126,11 @@ def test_a_signal_stops_everything(tmp_path, number):
 
 
 @pytest.mark.parametrize(("minutes", "logs"), [(0, 0), (0.001, 1)])
-def test_out_of_time(tmp_path, minutes, logs):
-    status, out, _ = call("--minutes", minutes, "--runs_dir", tmp_path, *listed(tmp_path, "lwf", "bic"), *TINY)
-    assert status == 0
+def test_out_of_time(tmp_path, monkeypatch, capfd, minutes, logs):
+    monkeypatch.chdir(ROOT)  # `main` goes there; afterwards the tests are back where they were
+    options = ["--minutes", minutes, "--runs_dir", tmp_path, *listed(tmp_path, "lwf", "bic")]
+    assert run_exp.main([*map(str, options), *TINY]) == 0
+    out = capfd.readouterr().out
     assert "2 of 2 runs left" in out
     assert len(list(tmp_path.glob("*.log"))) == logs == out.count(": stopped\n")
 
