@@ -11,6 +11,7 @@ update, and are rounded to uint8 at the end. `optimise_exemplars` is the part th
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -161,7 +162,7 @@ def optimise_new_exemplars(
     Returns:
         The optimised images, uint8 [n, 3, h, w]; with `--mnemonics_fall_back`, where they are `no_better`, the others.
         And the validation loss after K steps on the same draws, with the exemplars as they were ("start"), "optimised",
-        also "rounded" to uint8 and, where they are not stored as they are, coded and decoded ("stored").
+        also "rounded" to uint8; and with the images returned, coded and decoded ("stored"), unless raw ones are stored.
     Raises:
         NonFiniteLossError: naming epoch and rates.
     """
@@ -186,15 +187,14 @@ def optimise_new_exemplars(
     )
     rounded = denormalise(optimised, prep.mean, prep.std)
     versions = {"start": images, "optimised": optimised, "rounded": prep.plain(rounded)}
-    codec = Codec.of(config, rounded.shape[-1])
-    if codec.format != "raw":
-        versions["stored"] = prep.plain(codec.recoded(LabelledImages(rounded, start.labels)))
-    losses = {
-        name: base.loss_after_steps(LabelledImages(version, start.labels), probe, probe_draws)
-        for name, version in versions.items()
-    }
+    loss_of = functools.partial(base.loss_after_steps, validation=probe, draws=probe_draws)
+    losses = {name: loss_of(LabelledImages(version, start.labels)) for name, version in versions.items()}
     same_everywhere([rounded])
-    return start.images if config.mnemonics_fall_back and no_better(context, losses) else rounded, losses
+    new = start.images if config.mnemonics_fall_back and no_better(context, losses) else rounded
+    if (codec := Codec.of(config, new.shape[-1])).format != "raw":
+        coded = codec.recoded(LabelledImages(new, start.labels))
+        losses["stored"] = loss_of(LabelledImages(prep.plain(coded), start.labels))
+    return new, losses
 
 
 def no_better(context: PhaseContext, losses: dict[str, float]) -> bool:

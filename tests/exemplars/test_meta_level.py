@@ -309,6 +309,9 @@ def test_exemplars_that_became_worse_fall_back_to_the_real_images(rate, better):
     made, losses = optimised(network(), start, blobs(90, seed=1), settings, mnemonics_fall_back=True)
     assert (losses["rounded"] < losses["start"]) == better
     assert torch.equal(made.images, start.images) == (not better)
+    coded, more = optimised(network(), start, blobs(90, seed=1), settings, exemplar_format="png")  # changes nothing
+    assert torch.equal(coded.images, made.images)
+    assert more == losses | {"stored": losses["rounded" if better else "start"]}
     always, same = optimised(network(), start, blobs(90, seed=1), settings, mnemonics_fall_back=False)
     assert same == losses
     assert not torch.equal(always.images, start.images)
