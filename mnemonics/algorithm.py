@@ -88,7 +88,7 @@ def quotas(context: PhaseContext, baseline: Baseline, codec: Codec) -> list[list
 
 def split_off(context: PhaseContext, codec: Codec, limits: list[int]) -> tuple[LabelledImages, Coded]:
     """D_i, split into what may be trained on and optimised, and what is held out: random images of each class (often
-    none), as many as it may keep of them, as they will be stored."""
+    none), as many as it may keep of them, as they will be stored. Raises UsageError as `stored`."""
     data = context.new_data()
     if limits[-1] == 0:
         return data, codec.coded(data[:0])
@@ -97,7 +97,7 @@ def split_off(context: PhaseContext, codec: Codec, limits: list[int]) -> tuple[L
     at_most = torch.bincount(data.labels) // 2  # of a class with few images, half remains to be trained on
     labels = data.labels[chosen]
     chosen = chosen[rank_within_class(labels) < at_most[labels]]
-    held_out = codec.coded(data[chosen], limits)
+    held_out = stored(context.config, codec, data[chosen], limits, context.scenario.names_of_labels)
     rest = torch.ones(len(data), dtype=torch.bool, device=data.labels.device)
     rest[chosen[held_out.kept]] = False
     return data[rest], held_out

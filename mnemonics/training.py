@@ -66,11 +66,11 @@ def train_phase(context: PhaseContext, model: nn.Module, baseline: Baseline, dat
 
 def recoded(context: PhaseContext, baseline: Baseline, data: LabelledImages) -> Tensor | FileImages | None:
     """The new images in `data`, the first ones, coded and decoded ([m, 3, h, w]), so that old and new classes do not
-    differ in that; None in phase 0, whose model does not depend on exemplars, and where none are to be shown."""
-    config, first = context.config, context.phase.first
-    if context.phase.index == 0 or not config.recode or baseline.is_bound():
+    differ in that; None where there are no exemplars, as in phase 0, or no new images are to be shown so."""
+    config, new = context.config, data.labels >= context.phase.first
+    if new.all() or not config.recode or baseline.is_bound():
         return None
-    return Codec.of(config, data.images.shape[-1]).recoded(data[data.labels >= first])
+    return Codec.of(config, data.images.shape[-1]).recoded(data[new])
 
 
 class BatchDraws:

@@ -82,7 +82,7 @@ class ExperimentConfig:
     nb_protos: int | None = later(None, "exemplars kept per class (20), 0 for none", zero=True, used_by="memory")
     total_memory: int | None = later(None, "... or in total, shared equally by the classes seen", used_by="memory")
     exemplar_bytes: int | None = later(None, "... or per class as many as fit into so many bytes", used_by="memory")
-    total_bytes: int | None = later(None, "... or in total, shared equally by the classes seen", used_by="memory")
+    total_bytes: int | None = later(None, "... or in total, shared by the classes seen", used_by="memory", most=2**53)
     exemplar_format: str = later(
         "raw", "how exemplars are stored: raw, png, or webp:Q, jpeg:Q, avif:Q with a quality Q", used_by="memory"
     )

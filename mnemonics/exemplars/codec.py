@@ -84,8 +84,8 @@ class Codec:
 
         Args:
             limits: what a class may keep in later phases and now, ascending, in images or (`by_bytes`) in bytes. Pages
-                end where a limit does, so that they can be dropped whole. Of a class whose first image is more than
-                the first limit, nothing is kept.
+                end where a limit does, so that they can be dropped whole. Images before the first one that fits
+                into the first limit are left out.
         """
         if self.format == "raw":
             kept = torch.arange(len(images) if limits[-1] else 0, device=images.labels.device)
@@ -94,6 +94,8 @@ class Codec:
         for label in images.labels.unique():
             members = (images.labels == label).nonzero().flatten()
             plain = images[members].loaded().images.cpu()
+            too_large = self.too_large(plain, limits[0])
+            members, plain = members[too_large:], plain[too_large:]
             pages += (of_class := self.pages(plain, limits))
             shown = torch.cat([plain[:0], *map(self.decoded, of_class)])
             error += (shown.double() - plain[: len(shown)]).square().sum().item()
@@ -134,6 +136,11 @@ class Codec:
             if not pages:
                 break
         return pages
+
+    def too_large(self, images: Tensor, room: int) -> int:
+        """How many images, uint8 [n, 3, h, w], come before the first one that has room."""
+        fits = (not self.by_bytes or self.cost(self.page(image[None])) <= room for image in images)
+        return next((number for number, one in enumerate(fits) if one), len(images))
 
     def fullest(self, images: Tensor, room: int) -> Page | None:
         """The page of as many of these images, from the first one on, as have room; None if not one has."""

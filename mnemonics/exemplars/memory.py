@@ -1,7 +1,7 @@
 """What a learner may keep of its old classes, and how much of it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +73,7 @@ class ExemplarMemory:
             raise ValueError(f"expected uint8 images of shape {tuple(self.training.images.shape)}")
         everything = self.data.images.clone()
         everything[~self.held_out] = images
-        return ExemplarMemory(LabelledImages(everything, self.data.labels), self.held_out)
+        return ExemplarMemory(LabelledImages(everything, self.data.labels), self.held_out, self.codec)
 
     def shrunk_to(self, per_class: int, held_out: int = 0) -> "ExemplarMemory":
         """Keep the first `per_class` exemplars of each class and the first `held_out` of those held out, or as many
@@ -122,11 +122,13 @@ def class_quota(config: ExperimentConfig, counts: list[int], codec: Codec = RAW)
     return max(counts)
 
 
-def check_budget(config: ExperimentConfig, source: ImageSource, codec: Codec) -> str:
+def check_budget(config: ExperimentConfig, source: ImageSource, codec: Codec, held_out: Callable[[int], int]) -> str:
     """A notice where classes have fewer images than exemplars are asked for, else an empty text.
 
+    Args:
+        held_out: `Baseline.held_out`.
     Raises:
-        UsageError: where the budget is less than one exemplar for each class.
+        UsageError: where the budget is less than one exemplar for each class, or what is held out of it is.
     """
     if config.total_memory is not None and config.total_memory < source.num_classes:
         raise UsageError(f"--total_memory {config.total_memory}: {source.num_classes} or more, one for each class")
@@ -134,7 +136,9 @@ def check_budget(config: ExperimentConfig, source: ImageSource, codec: Codec) ->
     quota = class_quota(config, counts, codec)
     if config.exemplar_bytes or config.total_bytes:
         first = source.limited(1)
-        stored(config, codec, LabelledImages(first.train_images, first.train_class_ids), [quota], source.class_names)
+        images = LabelledImages(first.train_images, first.train_class_ids)
+        for limit in {quota - held_out(quota), held_out(quota) or quota}:
+            stored(config, codec, images, [limit], source.class_names)
     small = [name for name, count in zip(source.class_names, counts, strict=True) if count < quota]
     if not small or codec.by_bytes:
         return ""
@@ -148,6 +152,8 @@ def stored(
     coded = codec.coded(images, limits)
     if missing := set(images.labels.tolist()) - set(coded.data.labels.tolist()):
         flag = "exemplar_bytes" if config.exemplar_bytes else "total_bytes"
-        less = f"a class's share is less than one image of class {names[min(missing)]!r} as {config.exemplar_format}"
-        raise UsageError(f"--{flag} {getattr(config, flag)}: {less}; more would work, or a lower quality")
+        share = "a tenth of a class's share, which bic holds out," if config.baseline == "bic" else "a class's share"
+        less = f"{share} is less than one image of class {names[min(missing)]!r} as {config.exemplar_format}"
+        other = "a lower quality" if codec.quality else "--exemplar_format avif:80"
+        raise UsageError(f"--{flag} {getattr(config, flag)}: {less}; more would work, or {other}")
     return coded

@@ -4,9 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import SETTINGS, ExperimentConfig
 from mnemonics.engine.device import pick_device
 from mnemonics.engine.errors import UsageError
+from mnemonics.exemplars.memory import ExemplarMemory, class_quota
 from mnemonics.experiment.run_folder import KEPT, memory_of
 from mnemonics.experiment.state import Experiment, State, experiment_of, load
 from mnemonics.experiment.stored import phase_files, read_state
@@ -36,8 +38,23 @@ def extended(user: ExperimentConfig) -> tuple[Experiment, State]:
     later = *old_sizes[1:], *phase_sizes(len(order), phases, known, user.nb_cl)[1:]
     user = dataclasses.replace(user, nb_cl=",".join(map(str, later)), nb_phases=None)
     experiment = experiment_of(user, device, source, order)
+    memory = memory_of(stored["exemplars"], experiment.config)
+    refuse_lost_classes(run, experiment, memory)
     model = restore_network(experiment.config.network, stored["model"], device)
-    return experiment, State(model, memory_of(stored["exemplars"], experiment.config), *(stored[name] for name in KEPT))
+    return experiment, State(model, memory, *(stored[name] for name in KEPT))
+
+
+def refuse_lost_classes(run: Path, experiment: Experiment, memory: ExemplarMemory) -> None:
+    """Raises UsageError where a class's share of a fixed total will be less than its first page of coded exemplars,
+    which ends where a share of the run that is extended did."""
+    config, source = experiment.config, experiment.scenario.source
+    quota = class_quota(config, source.train_counts(), memory.codec)
+    held_out = BASELINES[config.baseline](config).held_out(quota)
+    left = memory.shrunk_to(quota - held_out, held_out)
+    parts = [(memory.training, left.training), *([(memory.calibration, left.calibration)] if held_out else [])]
+    if any(len(now.labels.unique()) < len(before.labels.unique()) for before, now in parts):
+        less = f"with {source.num_classes} classes some have a share of less than their first page of coded exemplars"
+        raise UsageError(f"--extend {run}: {less}; runs with --nb_protos or --exemplar_bytes can be extended")
 
 
 def with_settings_of(user: ExperimentConfig, stored: dict[str, Any]) -> ExperimentConfig:

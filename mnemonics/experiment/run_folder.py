@@ -114,13 +114,15 @@ def stored_memory(memory: ExemplarMemory) -> dict[str, Tensor]:
 
 
 def memory_of(stored: dict[str, Tensor], config: ExperimentConfig) -> ExemplarMemory:
-    """The memory that `stored_memory` was given, with its images decoded. Raises DataError for a damaged page of
-    small ones."""
+    """The memory that `stored_memory` was given, with its images decoded. Raises DataError for a damaged page,
+    but one of a large image, which is decoded when it is used, only if its length is wrong."""
     labels, held_out = stored["labels"], stored["held_out"]
     if "images" in stored:
         codec, images, pages = Codec.of(config, stored["images"].shape[-1]), stored["images"], ()
     else:
         codec, (lengths, counts) = Codec.of(config, int(stored["size"])), stored["pages"].T.tolist()
+        if min(lengths + counts) < 1 or (sum(lengths), sum(counts)) != (len(stored["codes"]), len(labels)):
+            raise DataError("a page of exemplars has another length than its checkpoint says")
         pages = tuple(map(Page, (c.numpy().tobytes() for c in stored["codes"].cpu().split(lengths)), counts))
         images = codec.images_of(pages).to(labels.device)
     if len(images) != len(labels):

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from contexts import context
 from image_folders import TINY, picture, training_images
 from PIL import Image
 
 import main
 from mnemonics.algorithm import run
+from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.augment import Crops
 from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatches
@@ -22,6 +24,7 @@ from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.experiment.run_folder import memory_of, refuse_other_settings, stored_memory
 from mnemonics.experiment.state import parse_args
 from mnemonics.experiment.stored import own_target
+from mnemonics.training import recoded
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -86,6 +89,14 @@ def test_bytes_are_filled_and_pages_dropped_whole_and_nothing_is_coded_twice(nam
     assert len(by_bytes.coded(data[:0]).data) == 0
 
 
+def test_images_before_the_first_that_fits_are_left_out():
+    data = digits(4, (3,))
+    data.images[:2] = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)  # noise takes 800 bytes an image
+    coded = codec("png", exemplar_bytes=1).coded(data, [400])
+    assert coded.kept.tolist() == [2, 3]
+    assert torch.equal(coded.data.images, data.images[2:])
+
+
 def test_some_new_images_are_shown_recoded():
     data = LabelledImages(torch.zeros(300, 3, 2, 2, dtype=torch.uint8), torch.arange(300))
     prep, recoded = Preprocessing(torch.zeros(3), torch.ones(3), 0, False), torch.full((200, 3, 2, 2), 255).byte()
@@ -98,6 +109,15 @@ def test_some_new_images_are_shown_recoded():
     assert images[labels >= 200].max() == 0
 
 
+def test_where_there_are_no_exemplars_nothing_is_recoded():
+    phase, lucir = context(None, ExperimentConfig(exemplar_format="jpeg:1", recode=1.0), phase=1), BASELINES["lucir"]
+    data = digits(3, (3, 5))
+    new = LabelledImages(data.images, torch.full_like(data.labels, phase.phase.first))
+    with_old = new.followed_by(LabelledImages(data.images[:1], torch.tensor([0])))
+    assert recoded(phase, lucir(phase.config), new) is None
+    assert torch.equal(recoded(phase, lucir(phase.config), with_old), codec("jpeg:1").recoded(new))
+
+
 def results_of(folder, *flags):
     run(parse_args([*FLAGS, "--out", str(folder), *map(str, flags)]))
     return json.loads((folder / "results.json").read_text())
@@ -105,7 +125,7 @@ def results_of(folder, *flags):
 
 @pytest.mark.parametrize(
     "flags",
-    ["avif:60 --total_bytes 9000 --exemplars random", "webp:90 --exemplar_bytes 1200 --baseline bic",
+    ["avif:60 --total_bytes 9000 --exemplars random", "webp:90 --exemplar_bytes 4000 --baseline bic",
      "jpeg:50 --exemplar_bytes 1500 --exemplars mnemonics --mnemonics_epochs 1 --mnemonics_steps 1",
      "png --total_memory 40 --baseline replay"],
 )  # fmt: skip
@@ -125,8 +145,9 @@ def test_runs_say_the_true_bytes_and_can_be_evaluated(flags, tmp_path):
         assert torch.equal(target.load(i, target.files[i], CPU).exemplars.labels, stored["labels"])
 
 
-def test_a_raw_budget_of_bytes_is_one_of_images(tmp_path):
-    phases = results_of(tmp_path, "--total_bytes", 40 * 3 * 16 * 16 + 700)["phases"]
+def test_a_raw_budget_of_bytes_is_one_of_images_which_may_be_adjusted(tmp_path):
+    adjusted = "--adjust_always --mnemonics_epochs 1 --mnemonics_steps 1".split()
+    phases = results_of(tmp_path, "--total_bytes", 40 * 3 * 16 * 16 + 700, *adjusted)["phases"]
     assert [phase["exemplars_per_class"]["max"] for phase in phases] == [6, 5, 4]
 
 
@@ -136,7 +157,9 @@ MISTAKES = {
     "jpeg": ["--exemplar_format jpeg:", "jpeg:Q"],
     "gif:50": ["gif:50"],
     "png --exemplar_bytes 90": ["--exemplar_bytes 90", "class '", "as png"],
-    "raw --total_bytes 7679": ["--total_bytes 7679", "class '"],
+    "raw --total_bytes 7679": ["--total_bytes 7679", "class '", "--exemplar_format avif:80"],
+    "avif:50 --baseline bic --exemplar_bytes 900": ["a tenth", "bic", "class '", "a lower quality"],
+    "avif:50 --baseline joint --exemplar_bytes 10": ["--exemplar_bytes 10", "class '"],
     "avif:50 --exemplar_bytes 9 --total_bytes 9": ["--exemplar_bytes 9, --total_bytes 9", "one of them"],
     "avif:50 --adjust_always": ["--exemplar_format avif:50", "--adjust_always"],
     "raw --recode 0.5": ["--recode 0.5", "raw"],
@@ -166,12 +189,12 @@ def test_mistakes_are_told_in_a_line(mistake, tmp_path, capsys, monkeypatch):
 def test_a_damaged_page_and_an_image_too_large_are_told_in_a_line(tmp_path, capsys, monkeypatch):
     folder, flags = tmp_path / "run", ("--exemplar_format", "webp:80", "--exemplar_bytes", 400)
     results_of(folder, *flags)
-    for change in ("codes", "pages"):
+    for change, words in (("codes", "cannot be decoded"), ("pages", "has another length")):
         state = checkpoint.load(folder / "checkpoint.pt", CPU)
         state["exemplars"][change][..., 1:] = 77
         damaged = shutil.copytree(folder, tmp_path / change)
         checkpoint.save(damaged / "checkpoint.pt", state)
-        assert "a page of exemplars cannot be decoded" in told(capsys, monkeypatch, *flags, "--out", damaged)
+        assert f"a page of exemplars {words}" in told(capsys, monkeypatch, *flags, "--out", damaged)
         assert {path.name for path in damaged.iterdir()} == {path.name for path in folder.iterdir()}
     monkeypatch.setattr("mnemonics.experiment.state.check_budget", lambda *_: "")  # it looks at first images only
     small = (*flags[:2], "--exemplar_bytes", 60, "--out", tmp_path / "none")

@@ -77,6 +77,24 @@ def test_more_classes_for_a_finished_run(tmp_path, capsys):
     assert "'cow', a class of" in capsys.readouterr().err
 
 
+def test_a_class_that_would_lose_its_only_page_of_coded_exemplars_refuses_an_extension(tmp_path, capsys):
+    data = ["--data_dir", str(pictures(tmp_path / "images", ("bee", "cow", "emu")))]
+    where = TINY.index("--nb_protos")
+    flags = [
+        *TINY[:where],
+        *TINY[where + 2 :],
+        *data,
+        *"--method baseline --exemplar_format png --total_memory 6".split(),
+    ]
+    run(flags, tmp_path / "first")  # in the end two images of each class, in one page
+    pictures(tmp_path / "images", ("ape",))
+    extension = ["--dataset", "folder", *data, "--extend", str(tmp_path / "first"), "--out", str(tmp_path / "longer")]
+    assert main.main(extension) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "with 4 classes some have a share of less than their first page of coded exemplars" in said
+
+
 def test_an_extension_that_was_stopped_goes_on(tmp_path):
     data = ["--dataset", "folder", "--data_dir", str(tmp_path / "images"), "--num_workers", "0"]
     pictures(tmp_path / "images", ("bee", "cow", "emu"))
