@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import functional_call
 
-from mnemonics.config.fields import ExperimentConfig
+from mnemonics.config.fields import SETTINGS, ExperimentConfig
 from mnemonics.data.augment import CropAndMirror
 from mnemonics.data.batches import LabelledImages, balanced_batches
 from mnemonics.engine.cuda_graphs import capturable
@@ -22,7 +23,9 @@ from mnemonics.engine.distributed import summed, world
 from mnemonics.engine.errors import NonFiniteLossError
 from mnemonics.exemplars.folding import with_layout
 from mnemonics.exemplars.unroll import Draws, GraphedSteps, Parameters, Schedule, StepLoss, Steps, unrolled_gradient
+from mnemonics.models.layers import ScaledConv2d
 
+NO_HOOKS = "gradient checkpointing, or another hook on saved tensors: switch it off for the optimisation of exemplars"
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [n, classes], labels int64 [n]) -> scalar, the mean over the images
 
 
@@ -47,6 +50,11 @@ class BilevelSettings:
     updates_per_epoch: int = 1  # of the pixels; has no flag
     loss: Loss = F.cross_entropy  # of base and meta level; has no flag. A captured one must not read values on the host
 
+    def __post_init__(self):
+        for name in ("variant", "optimizer"):
+            if (value := getattr(self, name)) not in (known := SETTINGS[f"mnemonics_{name}"].choices):
+                raise ValueError(f"{name} {value!r}: must be one of {', '.join(known)}")
+
     @staticmethod
     def of(config: ExperimentConfig) -> "BilevelSettings":
         """The settings of a command line."""
@@ -70,14 +78,18 @@ class BaseLevel:
             model: θ_0; copied, so that what becomes of it afterwards does not matter. Used in eval mode.
             fixed: images that the base level trains on too, but that are not optimised.
             augment: the augmentation of base-level batches.
+        Raises:
+            ValueError: if the steps would train nothing.
         """
-        self.model, self.settings, self.fixed, self.augment = copy.deepcopy(model).eval(), settings, fixed, augment
+        self.model, self.settings, self.fixed, self.augment = copied(model).eval(), settings, fixed, augment
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         part = "classifier." if settings.variant == "unroll-fc" else ""
         self.trained = {name: p for name, p in self.parameters.items() if name.startswith(part)}  # in `gradient`
+        if not self.trained and settings.variant != "class-mean":
+            raise ValueError(f"no parameter of the model whose name starts with {part!r} requires a gradient")
         self.network, self.layout = with_layout(self.model, self.trained)
-        layers = [m for m in self.model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)]
-        self.undisturbed = [(m.weight, m.weight.detach().clone()) for m in layers] if settings.disturb else []
+        weights = weights_of_layers(self.model) if settings.disturb else []
+        self.undisturbed = [(weight, weight.detach().clone()) for weight in weights]
         self.steps: dict[tuple[torch.Size, ...], Steps] = {}  # by what the arguments look like
 
     @torch.no_grad()
@@ -127,10 +139,10 @@ class BaseLevel:
             used = used.index_fill_(0, draws[0].flatten(), True)[: len(exemplars)]
         loss, gradient = mean_of_all(loss, gradient, len(validation.labels))
         if not (torch.isfinite(loss) & torch.isfinite(gradient).all()):  # one look at the device
+            what = "the gradient of the validation loss" if torch.isfinite(loss) else "the validation loss"
             raise NonFiniteLossError(
-                f"exemplar optimisation, epoch {epoch}: the validation loss after {settings.steps} steps is "
-                f"{loss.item()} with --mnemonics_lr {settings.lr} and --mnemonics_outer_lr {settings.outer_lr}; "
-                "lower rates may help"
+                f"exemplar optimisation, epoch {epoch}: {what} after {settings.steps} steps is not finite with "
+                f"--mnemonics_lr {settings.lr} and --mnemonics_outer_lr {settings.outer_lr}; lower rates may help"
             )
         return used, gradient, loss.detach()
 
@@ -160,6 +172,24 @@ class BaseLevel:
         return mean_of_all(loss, state.points[:0], len(validation.labels))[0].item()
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """A copy, in which results of a forward pass that a module keeps as an attribute are detached."""
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in kept if not value.is_leaf})
+
+
+def weights_of_layers(model: nn.Module) -> list[nn.Parameter]:
+    """Those of convolutions and linear layers that later phases may change: not frozen ones, but of a `ScaledConv2d`,
+    which changes by its factors. Of a parametrised weight, such as a normalised one, what it is made of."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)]
+    return [
+        p
+        for layer in layers
+        for name, p in layer.named_parameters()
+        if "weight" in name and (p.requires_grad or isinstance(layer, ScaledConv2d))
+    ]
+
+
 def step_loss(
     network: nn.Module,
     loss: Loss,
@@ -178,8 +208,11 @@ def step_loss(
 
 
 def validation_loss(network: nn.Module, loss: Loss, validation: LabelledImages, parameters: Parameters) -> Tensor:
-    """V: the loss on the validation images; see `own_loss`."""
-    return own_loss(loss, functional_call(network, parameters, (validation.images,)), validation.labels)
+    """V: the loss on the validation images; see `own_loss`. Raises RuntimeError for a network that would compute parts
+    of its graph again in the backward pass: the weights are other ones by then."""
+    with disable_saved_tensors_hooks(NO_HOOKS):
+        logits = functional_call(network, parameters, (validation.images,))
+    return own_loss(loss, logits, validation.labels)
 
 
 def own_loss(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
@@ -213,6 +246,8 @@ def class_mean_gradient(
     means = members.T @ model.features(everything.images) / members.sum(0)[:, None]
     with torch.no_grad():
         features = model.features(validation.images)
+    if not torch.isin(validation.labels, classes).all():
+        raise ValueError("class-mean: validation images of classes that have no exemplars")
     cosines = F.normalize(features, dim=1) @ F.normalize(means, dim=1).T
     value = own_loss(loss, cosines, torch.searchsorted(classes, validation.labels))
     return value.detach(), torch.autograd.grad(value, images)[0]

@@ -61,7 +61,8 @@ class ConvolutionBackward(torch.autograd.Function):
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """While entered, every convolution of torch.nn.functional is the one above, in whatever module."""
+    """While entered, every convolution of torch.nn.functional is the one above, in whatever module. And weights are
+    normalised by a formula: PyTorch's own kernel for it has a wrong second derivative."""
 
     defaults: Mapping[str, Any] = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 
@@ -74,4 +75,7 @@ class TwiceDifferentiable(TorchFunctionMode):
                 sizes = (given["stride"], padding, given["dilation"])
                 sizes = [[size] * n if isinstance(size, int) else [*size] * (n // len(size)) for size in sizes]
                 return Convolution.apply(x, weight, given["bias"], (*sizes, False, [0] * n, given["groups"]))
+        if function is torch._weight_norm:
+            v, g, dim = (*args, 0)[:3]
+            return v * (g / torch.norm_except_dim(v, 2, dim))
         return function(*args, **(kwargs or {}))

@@ -94,6 +94,7 @@ class Pixels:
         self.epoch += 1
 
 
+@torch.enable_grad()
 def optimise_exemplars(
     model: nn.Module,
     images: Tensor,

@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mnemonics import BilevelSettings, optimise_exemplars
+from mnemonics import BilevelSettings
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.engine.errors import NonFiniteLossError
 from mnemonics.exemplars.base_level import BaseLevel
@@ -473,26 +473,3 @@ def test_non_finite_loss_is_an_error_that_names_epoch_and_rates():
     settings = dataclasses.replace(SETTINGS, lr=1e30)
     with pytest.raises(NonFiniteLossError, match=r"epoch 0.*--mnemonics_lr 1e\+30.*--mnemonics_outer_lr 0.05"):
         optimised(network(), blobs(12), blobs(30, seed=1), settings)
-
-
-def test_library_call_takes_any_module_and_any_input():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(7, 16), nn.Tanh(), nn.Linear(16, 3))
-    x, y = torch.randn(300, 7), torch.arange(300) % 3
-    x[:, 0] += y
-    start, labels = x[:6].clone(), y[:6]
-
-    def validation_loss(images):
-        still = copy.deepcopy(model)
-        optimizer = torch.optim.SGD(still.parameters(), 0.3)
-        for _ in range(8):
-            optimizer.zero_grad()
-            F.cross_entropy(still(images), labels).backward()
-            optimizer.step()
-        return F.cross_entropy(still(x), y).item()
-
-    settings = BilevelSettings(steps=8, lr=0.3, epochs=40, outer_lr=0.2)
-    best = optimise_exemplars(model, start, labels, lambda: (x, y), settings, low=-2.0, high=2.0)
-    assert torch.equal(start, x[:6])
-    assert best.abs().max() <= 2
-    assert validation_loss(best) < 0.8 * validation_loss(start)
