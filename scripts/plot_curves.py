@@ -29,9 +29,20 @@ def panels_of(groups: Sequence[Group]) -> dict[str, list[Group]]:
     for group in groups:
         config, phases = group[0]["config"], group[0]["phases"]
         first, later = phases[0]["classes_seen"], phases[-1]["classes_seen"] - phases[0]["classes_seen"]
-        title = f"{config['dataset']}: {first} classes, then {later} in {config['nb_phases']} phases"
+        unequal = f" ({config['nb_cl']})" if isinstance(config["nb_cl"], str) else ""
+        title = f"{data_name(group[0], groups)}: {first} classes, then {later} in {config['nb_phases']} phases{unequal}"
         panels.setdefault(f"{title}, {order_of(config)}", []).append(group)
     return panels
+
+
+def data_name(results: dict, groups: Sequence[Group]) -> str:
+    """What the data set of a run is called; where runs have several of that name, with its fingerprint."""
+    name, fingerprints = results["config"]["dataset"], {}
+    for group in groups:
+        of_name = fingerprints.setdefault(group[0]["config"]["dataset"], set())
+        of_name.add((group[0].get("data") or {}).get("fingerprint"))
+    mine = (results.get("data") or {}).get("fingerprint")
+    return f"{name} {mine[:8]}" if mine and len(fingerprints[name] - {None}) > 1 else name
 
 
 def names_of(groups: Sequence[Group]) -> list[str]:

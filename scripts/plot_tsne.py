@@ -65,12 +65,12 @@ def opened(options: argparse.Namespace) -> list[Run]:
     """The runs with their data; fills in options.phases. Raises UsageError where one does not fit the command line or
     the others."""
     runs = [(target, scenario_of(target)) for target in (own_target(path, options) for path in options.runs)]
-    first = runs[0][0]
+    first, names = runs[0][0], runs[0][1].names_of_labels
     options.phases = options.phases or sorted({min(first.files), max(first.files)})
     for target, scenario in runs:
         if missing := set(options.phases) - target.files.keys():
             raise UsageError(f"--phases {min(missing)}: {target.path} has no phase_{min(missing)}.pt")
-        if (target.config.dataset, target.order) != (first.config.dataset, first.order):
+        if (target.config.dataset, scenario.names_of_labels) != (first.config.dataset, names):
             raise UsageError(f"{target.path}: other classes, or in another order, than {first.path}")
         now = scenario.protocol.phases[min(options.phases)]
         if options.classes > now.seen:

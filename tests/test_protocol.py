@@ -30,6 +30,11 @@ def test_an_order_of_names_or_ids(tmp_path, lines):
     assert read_order(str(tmp_path / "order.txt"), ("ape", "bee", "caf\u00e9")) == (1, 2, 0)
 
 
+def test_names_may_begin_and_end_with_spaces(tmp_path):
+    (tmp_path / "order.txt").write_text(" bee\nape \n")
+    assert read_order(str(tmp_path / "order.txt"), (" bee", "ape")) == (0, 1)
+
+
 def test_names_that_are_numbers_are_names(tmp_path):
     (tmp_path / "order.txt").write_text("2\n1\n10\n")
     assert read_order(str(tmp_path / "order.txt"), ("1", "10", "2")) == (2, 0, 1)

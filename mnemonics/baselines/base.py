@@ -48,7 +48,7 @@ class Baseline(ABC):
 
     @classmethod
     def is_bound(cls) -> bool:
-        """Whether it is no method but what any method lies between: nothing is stored for it or tuned on exemplars."""
+        """Whether it is no method but what any method lies between: exemplars are stored for NME alone."""
         return cls.rehearses != "exemplars"
 
     @abstractmethod

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from mnemonics.config.fields import LARGEST, SETTINGS, ExperimentConfig
+from mnemonics.config.fields import LARGEST, SETTINGS, ExperimentConfig, result_settings
 from mnemonics.config.presets import BUDGETS
 from mnemonics.config.setting import Setting
 from mnemonics.engine.errors import UsageError
@@ -44,14 +44,21 @@ def help_of(known: Setting) -> str:
 
 
 def parse_args(arguments: Sequence[str] | None, choices: Choices) -> ExperimentConfig:
-    """Parse and check the command line.
+    """Parse and check the command line. With --extend, settings that can change results and are not given are None:
+    they are those of the run that is extended.
 
     Raises:
         UsageError: for a value that makes no sense on its own (argparse itself exits with status 2 on unknown flags).
     """
-    config = ExperimentConfig(**vars(build_parser(choices).parse_args(arguments)))
+    parser = build_parser(choices)
+    config = ExperimentConfig(**vars(parser.parse_args(arguments)))
     check(config)
-    return config
+    if config.class_order is not None and config.order_seed != SETTINGS["order_seed"].default:
+        raise UsageError(f"--class_order {config.class_order}, --order_seed {config.order_seed}: give one of the two")
+    if config.extend is None:
+        return config
+    parser.set_defaults(**dict.fromkeys(result_settings(config)))
+    return ExperimentConfig(**vars(parser.parse_args(arguments)))
 
 
 def repetitions(config: ExperimentConfig) -> list[ExperimentConfig]:
@@ -75,14 +82,14 @@ def check(config: ExperimentConfig) -> None:
         raise UsageError(f"--mnemonics_subsets {config.mnemonics_subsets}: at least 2; --no_adjust skips the adjusting")
     if len(given := [f"--{name} {value}" for name in BUDGETS if (value := getattr(config, name)) is not None]) > 1:
         raise UsageError(f"{', '.join(given)}: give one of them")
-    if config.class_order is not None and config.order_seed != SETTINGS["order_seed"].default:
-        raise UsageError(f"--class_order {config.class_order}, --order_seed {config.order_seed}: give one of the two")
     if config.nb_protos == 0 and (config.exemplars not in (None, "random") or config.finetune_epochs):
         raise UsageError("--nb_protos 0: there are no exemplars then; leave out --exemplars and --finetune_epochs")
     if config.nb_protos == 0 and config.baseline == "icarl":
         raise UsageError("--nb_protos 0: --baseline icarl needs exemplars; lwf is the same training without them")
     if config.recode and config.exemplar_format == "raw":
         raise UsageError(f"--recode {config.recode}: needs another --exemplar_format than raw")
+    if config.extend is not None and config.nb_runs > 1:
+        raise UsageError(f"--extend {config.extend}, --nb_runs {config.nb_runs}: a run is extended once, with its seed")
     if config.no_adjust and config.adjust_always:
         raise UsageError("--no_adjust and --adjust_always: give one of the two")
     if config.gpu is not None and config.device not in ("auto", "cuda", f"cuda:{config.gpu}"):

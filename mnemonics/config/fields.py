@@ -61,7 +61,7 @@ class ExperimentConfig:
         compared=False,  # what it became is
     )
     baseline: str = later(
-        "lucir", "loss and test-time classifier; the bounds: finetune = no exemplars, joint = all data seen so far"
+        "lucir", "loss and test-time classifier; the bounds: finetune = new data alone, joint = all data seen so far"
     )
     weight_transfer: bool | None = later(
         None,
@@ -71,7 +71,7 @@ class ExperimentConfig:
     exemplars: str | None = later(
         None,
         "how exemplars are made",
-        defaults={"no memory": "random", "mnemonics": "mnemonics", "baseline": "herding"},
+        defaults={"no memory": "random", "bound": "herding", "mnemonics": "mnemonics", "baseline": "herding"},
         used_by="memory",
     )
     network: str = setting(

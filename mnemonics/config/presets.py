@@ -33,10 +33,10 @@ def resolved(config: ExperimentConfig, is_bound: bool) -> ExperimentConfig:
 
     fill(config.dataset)
     fill("large" if (values["image_size"] or 0) > LARGEST_SMALL_IMAGE else "small")  # images
-    if is_bound:
-        fill("bound")
     if values["nb_protos"] == 0:
         fill("no memory")
+    if is_bound:
+        fill("bound")
     if config.adjust_always:
         fill("always adjusted")
     fill(config.method)

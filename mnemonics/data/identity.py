@@ -66,12 +66,12 @@ def difference(stored: Identity, now: Identity) -> str:
 
 
 def order_by_name(order: tuple[int, ...], stored: Identity, now: Identity) -> tuple[int, ...]:
-    """A class order of class ids in `stored` as one of class ids in `now`: the same classes, by their names.
+    """A class order of class ids in `stored` as one of class ids in `now`, which may have more: by their names.
 
     Raises:
-        UsageError: where the classes are not the same.
+        UsageError: where a class is missing.
     """
-    if sorted(stored["class_names"]) != sorted(now["class_names"]):
+    if not set(stored["class_names"]) <= set(now["class_names"]):
         raise UsageError(f"--data_dir: not the classes that the network was trained on ({difference(stored, now)})")
     ids = {name: class_id for class_id, name in enumerate(now["class_names"])}
     return tuple(ids[stored["class_names"][class_id]] for class_id in order)

@@ -219,7 +219,11 @@ def adjust_old_exemplars(context: PhaseContext, model: nn.Module, old: LabelledI
         The images of `old`, adjusted, uint8 [n, 3, h, w].
     """
     prep, settings, generator = context.prep, BilevelSettings.of(context.config), context.generator("old exemplars")
-    if len(old) == 0 or int(torch.bincount(old.labels).min()) < settings.subsets:
+    if len(old) == 0:
+        return old.images
+    if (fewest := int(torch.bincount(old.labels).min())) < settings.subsets:
+        why = f"a class has {fewest}, fewer than the {settings.subsets} subsets"
+        context.progress.line(f"old exemplars are not adjusted: {why}")
         return old.images
     base = BaseLevel(model, settings, augment=prep.crop_and_mirror() if context.config.mnemonics_augment else None)
     pixels = Pixels(prep.plain(old.images), *prep.valid_range(), settings)

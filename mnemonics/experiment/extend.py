@@ -4,8 +4,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import SETTINGS, ExperimentConfig
+from mnemonics.data.identity import Identity, difference, identity_of
+from mnemonics.data.image_source import ImageSource
 from mnemonics.engine.device import pick_device
 from mnemonics.engine.errors import UsageError
 from mnemonics.exemplars.memory import ExemplarMemory, class_quota
@@ -37,11 +41,29 @@ def extended(user: ExperimentConfig) -> tuple[Experiment, State]:
     phases = user.nb_phases or (1 if user.nb_cl is None else None)
     later = *old_sizes[1:], *phase_sizes(len(order), phases, known, user.nb_cl)[1:]
     user = dataclasses.replace(user, nb_cl=",".join(map(str, later)), nb_phases=None)
+    source = with_notice_of_other_images(run, stored["data"], source)
     experiment = experiment_of(user, device, source, order)
+    if experiment.folder.resolve() == run.resolve():
+        raise UsageError(f"--out {experiment.folder}: the run that is extended; name another folder")
     memory = memory_of(stored["exemplars"], experiment.config)
     refuse_lost_classes(run, experiment, memory)
     model = restore_network(experiment.config.network, stored["model"], device)
     return experiment, State(model, memory, *(stored[name] for name in KEPT))
+
+
+def with_notice_of_other_images(run: Path, stored: Identity, source: ImageSource) -> ImageSource:
+    """`source` with a notice, if the images of the classes of the run are not those that it was made with."""
+    position = {name: class_id for class_id, name in enumerate(stored["class_names"])}
+    old_ids = torch.tensor([position.get(name, -1) for name in source.class_names])
+    old: dict[str, Any] = {"class_names": tuple(stored["class_names"])}
+    for split in ("train", "test"):
+        class_ids = old_ids[getattr(source, f"{split}_class_ids")]
+        images = getattr(source, f"{split}_images")[class_ids >= 0]
+        old |= {f"{split}_images": images, f"{split}_class_ids": class_ids[class_ids >= 0]}
+    if not (differs := difference(stored, identity_of(dataclasses.replace(source, **old)))):
+        return source
+    notice = f"--extend {run}: its classes have other images now ({differs})"
+    return dataclasses.replace(source, notices=(*source.notices, notice))
 
 
 def refuse_lost_classes(run: Path, experiment: Experiment, memory: ExemplarMemory) -> None:
@@ -63,7 +85,7 @@ def with_settings_of(user: ExperimentConfig, stored: dict[str, Any]) -> Experime
     own = {name for name, known in SETTINGS.items() if not known.affects_results} | {"nb_cl", "nb_phases"}
     for name, known in SETTINGS.items():
         value = getattr(user, name)
-        if name not in own and value not in (known.default, stored.get(name, known.default)):
+        if name not in own and value not in (None, stored.get(name, known.default)):
             raise UsageError(f"--{name} {value}: {user.extend} was made with {stored.get(name)}; leave it out")
     return ExperimentConfig(**stored | {name: getattr(user, name) for name in own} | {"class_order": None})
 

@@ -34,9 +34,10 @@ CHOICES = {  # settings whose values are the keys of a dict
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> ExperimentConfig:
-    """The settings of a command line, by default that of the process. Raises UsageError."""
+    """`command_line.parse_args`, by default of the command line of the process."""
     config = command_line.parse_args(arguments, CHOICES)
-    Codec.of(config)
+    if config.exemplar_format is not None:  # else it is that of the run that is extended
+        Codec.of(config)
     return config
 
 

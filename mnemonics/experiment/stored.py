@@ -157,10 +157,12 @@ def scenario_of(target: Target) -> Scenario:
     device = pick_device(config.device, config.gpu)
     prepare(device, config.deterministic)
     source = load_source(config)
+    num_classes = source.num_classes
     if target.data is not None and (differs := difference(target.data, now := identity_of(source))):
         target = dataclasses.replace(target, order=order_by_name(target.order, target.data, now))
+        num_classes = len(target.order)  # there may be more by now
         source = dataclasses.replace(source, notices=(*source.notices, f"other data than the run's: {differs}"))
-    protocol = protocol_of(target, source.num_classes)
+    protocol = protocol_of(target, num_classes)
     for index, file in target.files.items():
         if not 0 <= index < len(protocol.phases):
             raise UsageError(f"{file}: would be of phase {index}, which there is not with {sizes(config)}")

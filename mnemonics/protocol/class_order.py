@@ -35,8 +35,8 @@ def read_order(path: str, class_names: Sequence[str]) -> tuple[int, ...]:
         UsageError: for a file that cannot be read, or that does not hold every class once.
     """
     text = normalize("NFC", content(path).decode(errors="replace"))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
     ids = {normalize("NFC", name): class_id for class_id, name in enumerate(class_names)}
+    lines = [line if line in ids else line.strip() for line in text.splitlines() if line.strip()]
     wrong = [line for line in lines if line not in ids]
     if wrong and set(lines) <= (numbers := {str(class_id) for class_id in range(len(class_names))}):
         ids, wrong = {number: int(number) for number in numbers}, []

@@ -43,7 +43,11 @@ class Protocol:
 
     def labels_of(self, class_ids: np.ndarray) -> np.ndarray:
         """Map class ids (int64 [n]) to labels (int64 [n]): positions in the order."""
-        return np.argsort(np.asarray(self.order))[class_ids]
+        labels = np.zeros(
+            max(self.order) + 1, np.int64
+        )  # of all class ids; the data may have more classes than the order
+        labels[list(self.order)] = np.arange(len(self.order))
+        return labels[class_ids]
 
     def phase_of_label(self) -> np.ndarray:
         """int64 [num_classes]: the phase in which each label was new."""

@@ -111,7 +111,7 @@ def export(target: Target, memory: ExemplarMemory, out: Path) -> None:
     class_names, (images, ids) = folder_names(target), as_dataset(target, memory).tensors
     names, phases = [class_names[i] for i in ids], protocol_of(target, len(target.order)).phase_of_label()
     sizes = [round(len(page.code) / page.count, 2) for page in memory.pages for _ in range(page.count)]
-    rows = zip(phases[memory.data.labels], sizes or [images[0].numel()] * len(images), strict=True)
+    rows = zip(phases[memory.data.labels.numpy()], sizes or [images[0].numel()] * len(images), strict=True)
     writing = functools.partial(usage_errors, f"DIR {out}", "; name another folder, or remove what is there")
     with writing():
         out.mkdir(parents=True, exist_ok=True)

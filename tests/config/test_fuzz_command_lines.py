@@ -16,6 +16,7 @@ from mnemonics.config.command_line import repetitions
 from mnemonics.config.fields import SETTINGS
 from mnemonics.engine.errors import UsageError, command
 from mnemonics.experiment import state as setup
+from mnemonics.experiment.extend import extended
 from mnemonics.experiment.state import CHOICES, parse_args
 from scripts import run_exp
 
@@ -78,7 +79,7 @@ def set_up(arguments):
     """What main.py does before it trains."""
     runs = repetitions(parse_args(arguments))
     for run in runs[:1] + runs[1:][-1:]:
-        setup.set_up(run)
+        setup.set_up(run) if run.extend is None else extended(run)
     return "done"
 
 

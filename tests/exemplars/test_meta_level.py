@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mnemonics import BilevelSettings
 from mnemonics.data.batches import LabelledImages, Preprocessing
 from mnemonics.engine.errors import NonFiniteLossError
+from mnemonics.engine.progress import Progress
 from mnemonics.exemplars.base_level import BaseLevel
 from mnemonics.exemplars.meta_level import Pixels, adjust_old_exemplars, balanced_subsets, optimise_new_exemplars
 from mnemonics.experiment.state import parse_args
@@ -371,9 +372,12 @@ def test_an_epoch_can_be_a_pass_through_the_validation_images(monkeypatch):
     assert ends == [3, 6, 4, 8]
 
 
-def test_nothing_to_adjust_in_an_empty_memory_or_with_one_exemplar_per_class():
+def test_nothing_to_adjust_in_an_empty_memory_or_with_one_exemplar_per_class(monkeypatch):
+    told = []
+    monkeypatch.setattr(Progress, "line", lambda self, text: told.append(text))
     for few in (blobs(0), blobs(3)):
         assert adjusted(network(), few).images is few.images
+    assert told == ["old exemplars are not adjusted: a class has 1, fewer than the 2 subsets"]
 
 
 def test_subsets_are_disjoint_complete_balanced_and_random():

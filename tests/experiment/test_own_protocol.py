@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from image_folders import TINY, pictures
+from image_folders import TINY, picture, pictures
 
 import main
 from eval import evaluate
@@ -58,19 +58,30 @@ def test_what_needs_exemplars_is_refused_without(flags, capsys):
 def test_more_classes_for_a_finished_run(tmp_path, capsys):
     data = ["--dataset", "folder", "--data_dir", str(tmp_path / "images"), "--num_workers", "0"]
     pictures(tmp_path / "images", ("bee", "cow", "emu"))
-    first = run([*TINY, *data], tmp_path / "first")
+    first = run([*TINY, *data, "--order_seed", "7", "--random_seed", "5"], tmp_path / "first")
     extension = [*data, "--extend", str(tmp_path / "first")]
     assert main.main(extension) == 2
     assert "no other classes than those of" in capsys.readouterr().err
     pictures(tmp_path / "images", ("ape", "dog", "fox"))
-    assert main.main([*extension, "--epochs", "7"]) == 2
-    assert "--epochs 7: " in capsys.readouterr().err
+    of_its_own = ("--epochs 7", "--random_seed 1993", "--baseline bic", "--nb_runs 2", f"--out {tmp_path / 'first'}")
+    for flags in of_its_own:  # the second is the default
+        assert main.main([*extension, *flags.split()]) == 2
+        assert f"{flags}: " in capsys.readouterr().err
     longer = run([*extension, "--nb_cl", "2,1"], tmp_path / "longer")
+    assert "other images now" not in capsys.readouterr().out
     assert longer["phases"][:2] == first["phases"]
     assert [phase["classes_seen"] for phase in longer["phases"]] == [2, 3, 5, 6]
     names = longer["data"]["class_names"]
     before = [first["data"]["class_names"][c] for c in first["class_order"]]
     assert [names[c] for c in longer["class_order"]] == [*before, "ape", "dog", "fox"]
+    for folder, status, phases in (("first", 0, first["phases"]), ("longer", 2, longer["phases"][2:])):
+        assert evaluate.main([str(tmp_path / folder), "--out", str(tmp_path / "evaluated" / folder)]) == status
+        again = json.loads((tmp_path / "evaluated" / folder / "evaluation.json").read_text())
+        assert [p["accuracy"]["nme"] for p in again["phases"]] == [p["accuracy"]["nme"] for p in phases]
+    assert "no checkpoint of phase 0, 1; averages are over the others" in capsys.readouterr().err
+    picture(tmp_path / "images" / "train" / "bee" / "0.png", (20, 20), seed=77)
+    run([*extension, "--nb_cl", "3"], tmp_path / "of other images")
+    assert "its classes have other images now (images with other contents)" in capsys.readouterr().out
     (tmp_path / "images" / "train" / "cow").rename(tmp_path / "cow")
     (tmp_path / "images" / "val" / "cow").rename(tmp_path / "cow_val")
     assert main.main(extension) == 2

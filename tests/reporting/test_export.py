@@ -116,3 +116,12 @@ def test_cifar_is_looked_for_wherever_it_may_be(cifar100_mini, tmp_path):
     assert [missing(folder) for folder in places] == [False] * 3
     assert missing(tmp_path / "train")
     assert not would_download(ExperimentConfig("digits", data_dir="nowhere"))
+
+
+@pytest.mark.parametrize("stored", ["raw"], indirect=True)
+def test_a_single_exemplar(stored, tmp_path):
+    state = checkpoint.load(stored / "phase_0.pt", torch.device("cpu"))
+    state["exemplars"] = {name: value[:1] for name, value in state["exemplars"].items()}
+    checkpoint.save(tmp_path / "phase_0.pt", state)
+    (row,) = exported(tmp_path / "phase_0.pt", tmp_path / "out")
+    assert row["phase"] == "0"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from reports import BLUE, GREEN, GREY, ORANGE, PLAIN, count, make_results, mistake, pixels, script, tiny_run, written
 
 from mnemonics.engine import files
+from mnemonics.engine.errors import UsageError
 from mnemonics.models.layers import BiasCorrected, CosineLinear
 
 curves, tsne = script("plot_curves"), script("plot_tsne")
@@ -55,6 +57,34 @@ def test_curves_are_called_by_what_they_differ_in():
         "lucir, mnemonics exemplars; weight_transfer True; finetune_epochs 50; adjusted True",
         "joint (upper bound); weight_transfer False; finetune_epochs 0; adjusted False",
     ]
+
+
+def test_runs_of_other_data_or_phases_have_a_panel_of_their_own():
+    a, b = ({"class_names": [], "fingerprint": f"{k}" * 16} for k in "ab")
+    same = make_results() | {"data": a}
+    unequal = make_results() | {"data": a}
+    unequal["config"] = unequal["config"] | {"nb_cl": "20,10,10,5,5"}
+    groups = [[same], [make_results(baseline="icarl") | {"data": a}], [make_results() | {"data": b}], [unequal]]
+    panels = curves.panels_of(groups)
+    assert [len(group) for group in panels.values()] == [2, 1, 1]
+    first, other, odd = panels
+    assert ("aaaaaaaa" in first, "bbbbbbbb" in other, "(20,10,10,5,5)" in odd) == (True, True, True)
+    assert "aaaa" not in next(iter(curves.panels_of(groups[:2])))
+
+
+def test_tsne_takes_runs_of_the_same_classes_by_their_names(monkeypatch):
+    names = {"one": ["ape", "bee"], "two": ["cow", "dog"]}
+    config, phase = SimpleNamespace(dataset="folder"), SimpleNamespace(seen=2, index=0)
+    monkeypatch.setattr(
+        tsne, "own_target", lambda path, _: SimpleNamespace(path=path, files={0: ""}, config=config, order=(0, 1))
+    )
+    protocol = SimpleNamespace(phases=[phase])
+    monkeypatch.setattr(
+        tsne, "scenario_of", lambda target: SimpleNamespace(names_of_labels=names[target.path], protocol=protocol)
+    )
+    assert len(tsne.opened(SimpleNamespace(runs=["one", "one"], phases=None, classes=2))) == 2
+    with pytest.raises(UsageError, match="two: other classes, or in another order, than one"):
+        tsne.opened(SimpleNamespace(runs=["one", "two"], phases=None, classes=2))
 
 
 def test_plot_curves_tells_a_mistake_in_one_line(tmp_path, capsys):
