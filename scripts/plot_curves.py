@@ -37,12 +37,10 @@ def panels_of(groups: Sequence[Group]) -> dict[str, list[Group]]:
 
 def data_name(results: dict, groups: Sequence[Group]) -> str:
     """What the data set of a run is called; where runs have several of that name, with its fingerprint."""
-    name, fingerprints = results["config"]["dataset"], {}
-    for group in groups:
-        of_name = fingerprints.setdefault(group[0]["config"]["dataset"], set())
-        of_name.add((group[0].get("data") or {}).get("fingerprint"))
-    mine = (results.get("data") or {}).get("fingerprint")
-    return f"{name} {mine[:8]}" if mine and len(fingerprints[name] - {None}) > 1 else name
+    name, fingerprint = results["config"]["dataset"], (results.get("data") or {}).get("fingerprint")
+    of_name = [group[0].get("data") for group in groups if group[0]["config"]["dataset"] == name]
+    several = len({data["fingerprint"] for data in of_name if data}) > 1
+    return f"{name} {fingerprint[:8]}" if several and fingerprint else name
 
 
 def names_of(groups: Sequence[Group]) -> list[str]:

@@ -43,9 +43,7 @@ class Protocol:
 
     def labels_of(self, class_ids: np.ndarray) -> np.ndarray:
         """Map class ids (int64 [n]) to labels (int64 [n]): positions in the order."""
-        labels = np.zeros(
-            max(self.order) + 1, np.int64
-        )  # of all class ids; the data may have more classes than the order
+        labels = np.zeros(max(self.order) + 1, np.int64)  # by class id, of which the data may have more
         labels[list(self.order)] = np.arange(len(self.order))
         return labels[class_ids]
 
