@@ -22,7 +22,7 @@ import gdown
 import requests
 
 from mnemonics.config.command_line import check_setting
-from mnemonics.engine.errors import UsageError, command
+from mnemonics.engine.errors import UsageError, command, printable
 from mnemonics.legacy.authors import DATASETS, EXAMPLE, FOLDER_NAME
 from mnemonics.reporting.evaluation import check_out
 
@@ -123,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise
     archive.unlink()
     absent = [s for s in sets if not any(folder.startswith(f"{s}_nfg") for folder in folders)]
-    print(*(out / folder for folder in folders), *(f"not in the archive: {s}" for s in absent), sep="\n")
+    there = [printable(str(out / folder)) for folder in folders]
+    print(*there, *(f"not in the archive: {s}" for s in absent), sep="\n")
 
 
 if __name__ == "__main__":

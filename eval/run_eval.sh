@@ -11,7 +11,12 @@ results=${RESULTS_DIR:-eval_results}
 [ $# -gt 0 ] || set -- cifar100 imagenet_sub imagenet
 wanted=all
 [ $# -ne 1 ] || wanted=$1
-bash scripts/download_ckpt.sh --set "$wanted" --out "$checkpoints" ${CHECKPOINTS_URL:+--url "$CHECKPOINTS_URL"} || exit
+for dataset in "$@"; do
+    compgen -G "$checkpoints/${dataset}_nfg*" > /dev/null || absent=yes
+done
+if [ -n "${absent:-}" ]; then
+    bash scripts/download_ckpt.sh --set "$wanted" --out "$checkpoints" ${CHECKPOINTS_URL:+--url "$CHECKPOINTS_URL"} || exit
+fi
 status=0
 for dataset in "$@"; do
     case $dataset in

@@ -7,6 +7,7 @@ SRC holds train/<wnid>/ and val/<wnid>/ (val may be unsorted, the devkit then sa
 folders, or the archives ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz as
 downloaded. DST gets train/<wnid>/, val/<wnid>/ and wnids.txt, the sorted classes, with its SHA-256. The same command
 continues after an interruption. Files that cannot be used are listed and left out; the exit status is then 1.
+What is in an image is looked at with --resize alone.
 """
 
 import sys

@@ -26,14 +26,17 @@ from mnemonics.baselines import BASELINES
 from mnemonics.config.command_line import check_setting
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.config.presets import run_name, settled
+from mnemonics.data.identity import identity_of
 from mnemonics.data.images import usage_errors
 from mnemonics.data.sources import NUM_CLASSES, load_source
 from mnemonics.engine.errors import RunError, UsageError, command
 from mnemonics.experiment.paper_runs import RUNS, paper_runs
 from mnemonics.experiment.state import parse_args
 from mnemonics.experiment.sweep import Run, Sweep
+from mnemonics.reporting.text import is_finished
 
 ROOT = Path(__file__).resolve().parents[1]
+OF_DATA = ("dataset", "data_dir", "image_size", "val_share", "max_images_per_class")  # settings that choose images
 
 
 def parse_command_line(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -100,22 +103,23 @@ def parse_main(arguments: Sequence[str]) -> ExperimentConfig:
 
 
 @functools.cache
-def classes_and_size(dataset: str, data_dir: str, size: int | None, val_share: float | None) -> tuple[int, int | None]:
-    """Classes, and height and width in pixels where they are not known before. Raises UsageError."""
-    if dataset in NUM_CLASSES:
-        return NUM_CLASSES[dataset], size
-    source = load_source(ExperimentConfig(dataset=dataset, data_dir=data_dir, image_size=size, val_share=val_share))
-    return source.num_classes, source.image_size
+def looked_at(config: ExperimentConfig) -> tuple[int, int | None, str | None]:
+    """Classes; height and width in pixels and fingerprint of data that are not known before. Raises UsageError."""
+    if config.dataset in NUM_CLASSES:
+        return NUM_CLASSES[config.dataset], config.image_size, None
+    source = load_source(config)
+    return source.num_classes, source.image_size, identity_of(source)["fingerprint"]
 
 
 def make_run(arguments: Sequence[str], runs_dir: Path) -> Run:
     """The run of one command, with its folder and the folder of shared phase-0 models. Raises UsageError."""
     user = parse_main(arguments)
-    data = classes_and_size(user.dataset, user.data_dir, user.image_size, user.val_share)
-    named, config = settled(user, *data, BASELINES[user.baseline].is_bound())
+    of_data = {name: getattr(user, name) for name in OF_DATA}
+    classes, size, fingerprint = looked_at(ExperimentConfig(**of_data))
+    named, config = settled(user, classes, size, BASELINES[user.baseline].is_bound())
     folder = runs_dir / run_name(named)
     shared = [] if user.phase0_dir else ["--phase0_dir", str(runs_dir / "phase0")]
-    return Run(folder, (*arguments, *shared, "--out", str(folder)), config)
+    return Run(folder, (*arguments, *shared, "--out", str(folder)), config, fingerprint)
 
 
 def make_runs(commands: Sequence[list[str]], flags: list[str], seeds: Sequence[int], runs_dir: Path) -> list[Run]:
@@ -137,8 +141,8 @@ def make_runs(commands: Sequence[list[str]], flags: list[str], seeds: Sequence[i
 
 
 def summarise(runs: Sequence[Run], runs_dir: Path, table: str) -> None:
-    """Print and write the summary of all runs that have results. Raises RunError."""
-    folders = [str(run.folder) for run in runs if (run.folder / "results.json").exists()]
+    """Print and write the summary of all finished runs, if there are any. Raises RunError."""
+    folders = [str(run.folder) for run in runs if (results := run.results()) and is_finished(results)]
     words = [sys.executable, "scripts/summarise.py", *folders, "--out", str(runs_dir / "summary"), "--table", table]
     if folders and subprocess.run(words).returncode:
         raise RunError(f"the summary failed: {shlex.join(words)}")

@@ -26,6 +26,7 @@ from mnemonics.data.pickles import PickledArray, Reader
 from mnemonics.engine.pickle_scan import PickleError
 
 SIZE = 32
+LARGEST_FILE = 2**28  # bytes, of a file in an archive; the largest has 156 million
 OFFICIAL_COUNTS = (50_000, 10_000)
 LONGEST_NAME = 255  # characters, of a class; as file systems have it
 Split = tuple[Tensor, Tensor]  # images uint8 [n, 3, 32, 32], contiguous, and class ids int64 [n]
@@ -131,7 +132,8 @@ def read_archive(archive: Path, kind: Cifar) -> dict[str, bytes]:
         with tarfile.open(archive) as tar:
             for member in tar:
                 folder, _, name = member.name.removeprefix("./").partition("/")
-                if folder == kind.official.base_folder and name in kind.md5 and member.isreg():
+                wanted = folder == kind.official.base_folder and name in kind.md5
+                if wanted and member.isreg() and member.size < LARGEST_FILE:
                     files[name] = tar.extractfile(member).read()
             while tar.fileobj.read(2**20):  # gzip's checksum is at the very end, where tar never looks
                 pass

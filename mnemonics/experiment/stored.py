@@ -26,6 +26,7 @@ from mnemonics.engine.device import pick_device, prepare
 from mnemonics.engine.errors import UsageError
 from mnemonics.exemplars.memory import ExemplarMemory
 from mnemonics.experiment.run_folder import memory_of
+from mnemonics.experiment.state import CHOICES
 from mnemonics.models import restore_network
 from mnemonics.protocol import Phase, Protocol, class_order, make_protocol, phase_sizes
 
@@ -102,9 +103,8 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     """The content of one of our checkpoints. Raises UsageError."""
     try:
         state = upgraded(checkpoint.load(path, device, oldest=checkpoint.OLDEST))
+        check_content(state)
         check(ExperimentConfig(**state["settings"]))
-        if sorted(state["class_order"]) != list(range(len(state["class_order"]))):
-            raise ValueError("without a class order")
         return state
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
@@ -113,6 +113,38 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
             f"{path}: not a checkpoint of this program, or a damaged one ({error!s:.200}); networks of the authors' "
             "code are called run_<r>_iteration_<k>_model.pth"
         ) from error
+
+
+def check_content(state: dict[str, Any]) -> None:
+    """Raises ValueError, or what Python raises for missing keys and other types, for a content that no run writes."""
+    for name, value in state["settings"].items():
+        known = SETTINGS[name]
+        fits = isinstance(value, known.annotation | (int if known.type is float else known.type))
+        if not fits or (value is not None and name in CHOICES and value not in CHOICES[name]):
+            raise ValueError(f"with --{name} {value}, which this version does not know")
+    order, exemplars, data = state["class_order"], state["exemplars"], state.get("data")
+    if sorted(order) != list(range(len(order))) or not isinstance(state["phase"], int):
+        raise ValueError("without a class order or the number of its phase")
+    labels, images = exemplars["labels"], exemplars.get("images")
+    if (labels.dtype, labels.dim()) != (torch.int64, 1) or not set(labels.tolist()) <= set(order):
+        raise ValueError("with exemplars of no classes")
+    form = None if images is None else (images.dtype, images.dim(), *images.shape[:2])
+    if form not in (None, (torch.uint8, 4, len(labels), 3)):
+        raise ValueError("with exemplars that are no images")
+    if data is not None and not is_identity(data, len(order)):
+        raise ValueError("with a description of its data that is none")
+
+
+def is_identity(data: Identity, classes: int) -> bool:
+    """Whether it has the form of what `identity_of` gives, as far as versions have had it."""
+    size, names = data.get("image_size"), data["class_names"]
+    numbers = [*data["train_images"], *data["test_images"], *data.get("mean", ()), *data.get("std", ())]
+    return (
+        len(names) == classes
+        and all(isinstance(text, str) for text in (*names, data["fingerprint"]))
+        and all(isinstance(number, int | float) for number in numbers)
+        and (size is None or (isinstance(size, int) and size > 0))
+    )
 
 
 def upgraded(state: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Run:
     folder: Path
     arguments: tuple[str, ...]  # of main.py
     config: ExperimentConfig  # settled: as config.json will hold it
+    fingerprint: str | None = None  # of the data set, where it was looked at
 
     @property
     def log(self) -> Path:
@@ -53,10 +54,12 @@ class Run:
         return f"phase {done - 1} of {self.config.nb_phases}, {average:.2f}% average ({name.upper()})"
 
     def finished(self) -> bool:
-        """Whether the folder holds all phases of this very run; if the settings differ, main.py will say so."""
+        """Whether the folder holds all phases of this very run; if settings or data differ, main.py will say so."""
         results = self.results()
         stored = OLDER | results.get("config", {})
         same = all(stored.get(name) == value for name, value in result_settings(self.config).items())
+        same = same and Path(stored.get("data_dir", "")).resolve() == Path(self.config.data_dir).resolve()
+        same = same and self.fingerprint in (None, (results.get("data") or {}).get("fingerprint"))
         return self.config.resume and same and len(results.get("phases", [])) == self.config.nb_phases + 1
 
 

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
         ranked = [{"class": names[k], "score": round(value, 6)} for k, value in zip(labels, values, strict=True)]
         if options.json:
             print(json.dumps({"file": str(path), "predictions": ranked}))
-        rows += [[printable(str(path)), one["class"], f"{one['score']:.4f}"] for one in ranked]
+        rows += [[printable(str(path)), printable(one["class"]), f"{one['score']:.4f}"] for one in ranked]
     if not options.json:
         print(render_table(rows, left=2))
         print(f"\nphase {max(target.files)}, {len(names)} classes; {CLASSIFIERS[classifier]}")

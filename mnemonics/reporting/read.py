@@ -4,7 +4,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mnemonics.baselines import BASELINES
 from mnemonics.engine.errors import UsageError
+from mnemonics.exemplars.methods import EXEMPLARS
 from mnemonics.experiment.results import read_results, results_path
 from mnemonics.reporting.text import Results
 
@@ -21,6 +23,9 @@ def load_results(run: Path) -> Results:
     results = read_results(path)
     if not isinstance(results, dict) or KEYS - results.keys():
         raise UsageError(f"{path}: not the results of a run, which have {', '.join(sorted(KEYS))}")
+    config = results["config"]
+    if not (config.get("baseline") in BASELINES and config.get("exemplars") in EXEMPLARS):
+        raise UsageError(f"{path}: of a baseline or a kind of exemplars that this version does not know")
     if not results["phases"]:
         raise UsageError(f"{path}: no phase is finished yet")
     return results

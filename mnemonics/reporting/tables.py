@@ -68,13 +68,14 @@ def grouped(runs: Iterable[tuple[str, Results]]) -> tuple[list[Group], list[str]
             continue
         config = results["config"]
         data = results.get("data", {}).get("fingerprint") or paper.images_per_class(results)
-        seeds = groups.setdefault((json.dumps(paper.settings(config)), data), {})
+        amp = config.get("amp", "auto").replace("auto", results["environment"]["device"].split(":")[0])
+        seeds = groups.setdefault((json.dumps(paper.settings(config) | {"amp": amp}), data), {})
         first, before = seeds.setdefault(config["random_seed"], (name, results))
         if before is not results:
             same = "the same" if results["summary"] == before["summary"] else "OTHER"
             left.append(f"{name}: settings and seed of {first}, {same} numbers")
     if len({settings for settings, _ in groups}) < len(groups):
-        left.append("nothing, but rows with equal settings are of different data sets, which are not averaged")
+        left.append("nothing, but rows with equal settings are of different data, or do not say of which: not averaged")
     return [[seeds[seed][1] for seed in sorted(seeds)] for seeds in groups.values()], left
 
 
@@ -102,7 +103,7 @@ def label(group: Group, table: str) -> Row:
         "weight_transfer": text.in_words(bool(config.get("weight_transfer"))),
         "finetune_epochs": config["finetune_epochs"],
         "classifier": results["headline"].upper(),
-        "order_seed": config["order_seed"],
+        "order_seed": config.get("class_order") or config["order_seed"],
         "n": len(group),
         "random_seeds": " ".join(str(results["config"]["random_seed"]) for results in group),
         "paper_row": " ".join(where) if where else "",

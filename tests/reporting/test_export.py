@@ -25,6 +25,9 @@ RUNS = {
 }
 
 
+NAMES = {"class_names": ["../../up"] * 10, "train_images": [], "test_images": [], "fingerprint": ""}
+
+
 @pytest.fixture(scope="module", params=RUNS)
 def stored(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / request.param
@@ -86,7 +89,7 @@ def test_without_the_data_set_origins_are_empty_and_nothing_is_downloaded(
         ({}, ["{run}", "{run}"], "DIR {run}: is not empty; name another folder, or remove what is there"),
         ({}, ["{run}", "{run}/phase_0.pt"], "DIR {run}/phase_0.pt: "),
         ({}, ["{run}", "{run}/out", "--phase", "3"], "--phase 3: {run} holds phase 0"),
-        ({"data": {"class_names": ["../../up"] * 10}}, ["{run}", "{run}/out"], "its class '../../up' cannot be"),
+        ({"data": NAMES}, ["{run}", "{run}/out"], "its class '../../up' cannot be"),
         ({"data": None}, ["{run}", "{run}/out"], "{run}: older versions did not store what classes are called"),
     ],
 )

@@ -143,13 +143,16 @@ def test_what_image_files_are_taken_for_is_what_the_evaluation_says(bic, results
     assert "phase 0, 6 classes; CNN = " in table[-1]
 
 
+NAMES = {"class_names": ["a"] * 10, "train_images": [], "test_images": [], "fingerprint": ""}  # and no more
+
+
 @pytest.mark.parametrize(
     ("changed", "flags", "message"),
     [
         ({}, [], "IMAGE: {folder}/no.png cannot be read as an image (cannot identify"),
         ({}, ["--top", 0], "--top 0: must be greater than 0"),
         ({"data": None}, [], "{folder}/phase.pt: older versions did not store"),
-        ({"data": {"class_names": ["a"]}}, [], "{folder}/phase.pt: older versions did not store"),
+        ({"data": NAMES}, [], "{folder}/phase.pt: older versions did not store"),
         ({"phase": -1}, [], "{folder}/phase.pt: no phase of this run is finished"),
     ],
 )
@@ -166,7 +169,7 @@ REFUSED = {  # what phase_0.pt in a folder of its own is changed to, or a flag -
     "truncated": (lambda old: old[:-1000], "{file}: not a checkpoint of this program, or a damaged one"),
     "another phase": ({"phase": 1}, "{file}: of another run or phase"),
     "another order": ({"class_order": [0, 0, 1]}, "{file}: not a checkpoint of this program"),
-    "another data set": ({"class_order": [*range(20)]}, "{folder}: its class order has 20 classes, digits has 10"),
+    "other data": ({"class_order": [*range(20)], "data": None}, "{folder}: its class order has 20 classes, digits has"),
     "another format": ({"format": 1}, "checkpoint format 1, this version"),
     "no weights": ({"model": {}}, "{file}: its weights do not fit the network resnet8"),
     "--dataset cifar100": ({}, "--dataset cifar100: {folder} was made with digits; leave it out"),

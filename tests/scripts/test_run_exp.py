@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from reports import written
+from image_folders import picture, pictures
+from reports import make_results, written
 
 from mnemonics.config.presets import LONGEST_NAME
 from mnemonics.experiment.paper_runs import paper_runs
@@ -128,6 +129,8 @@ def test_a_signal_stops_everything(tmp_path, number):
 @pytest.mark.parametrize(("minutes", "logs"), [(0, 0), (0.001, 1)])
 def test_out_of_time(tmp_path, monkeypatch, capfd, minutes, logs):
     monkeypatch.chdir(ROOT)  # `main` goes there; afterwards the tests are back where they were
+    folder = run_exp.make_run(["--exemplars", "herding", "--baseline", "lwf", *TINY], tmp_path).folder
+    written(folder / "results.json", make_results(finished=1))  # no run to summarise
     options = ["--minutes", minutes, "--runs_dir", tmp_path, *listed(tmp_path, "lwf", "bic")]
     assert run_exp.main([*map(str, options), *TINY]) == 0
     out = capfd.readouterr().out
@@ -205,6 +208,19 @@ def test_threads_are_shared_out_unless_the_user_says_otherwise(monkeypatch):
     assert child_environment(10**6)["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert child_environment(10**6)["OMP_NUM_THREADS"] == "3"
+
+
+def test_results_of_other_data_do_not_count_as_finished(tmp_path):
+    flags = "--dataset folder --nb_cl_fg 2 --nb_cl 1 --num_workers 0 --image_size 16 --data_dir".split()
+    places = [pictures(tmp_path / name / "pets", ("ape", "bee", "cow")) for name in ("a", "b")]
+    picture(places[0] / "train" / "ape" / "0.png", (20, 20), seed=5)
+    a, b = (run_exp.make_run([*flags, str(place)], tmp_path) for place in places)
+    assert (a.folder, a.fingerprint == b.fingerprint) == (b.folder, False)
+    results = {"config": dataclasses.asdict(a.config), "phases": [{}] * 2, "data": {"fingerprint": a.fingerprint}}
+    written(a.folder / "results.json", results)
+    assert (a.finished(), b.finished()) == (True, False)
+    assert not dataclasses.replace(b, fingerprint=a.fingerprint).finished()  # elsewhere: main.py looks at it
+    assert not dataclasses.replace(a, fingerprint=b.fingerprint).finished()  # other images in the same place
 
 
 def test_only_whole_results_of_the_same_settings_count_as_finished(tmp_path):
