@@ -97,7 +97,8 @@ def experiment_of(
         again = f"--exemplar_format {config.exemplar_format}: adjusted exemplars (Eq. 10) would be coded again"
         raise UsageError(f"{again}; add --no_adjust, or leave out --adjust_always")
     held_out = BASELINES[config.baseline](config).held_out
-    if notice := check_budget(config, source, Codec.of(config, source.image_size), held_out):
+    notice = check_budget(config, source, Codec.of(config, source.image_size), held_out)
+    if notice and not is_bound:
         source = replace(source, notices=(*source.notices, notice))
     if not in_memory:
         check_shared_memory(source.train_images, max(config.train_batch_size, config.eval_batch_size))
