@@ -13,10 +13,9 @@ from mnemonics.data.image_source import ImageSource
 from mnemonics.engine.device import pick_device
 from mnemonics.engine.errors import UsageError
 from mnemonics.exemplars.memory import ExemplarMemory, class_quota
-from mnemonics.experiment.run_folder import KEPT, memory_of
+from mnemonics.experiment.run_folder import KEPT
 from mnemonics.experiment.state import Experiment, State, experiment_of, load
-from mnemonics.experiment.stored import phase_files, read_state
-from mnemonics.models import restore_network
+from mnemonics.experiment.stored import load_own, phase_files, read_state
 from mnemonics.protocol import phase_sizes
 
 
@@ -30,7 +29,8 @@ def extended(user: ExperimentConfig) -> tuple[Experiment, State]:
     files = phase_files(run)
     if not files:
         raise UsageError(f"--extend {run}: holds no phase_<i>.pt; name the folder of a finished run")
-    stored = read_state(files[max(files)], pick_device(user.device, user.gpu))
+    index = max(files)
+    stored = read_state(files[index], pick_device(user.device, user.gpu))
     user = with_settings_of(user, stored["settings"])
     device, source = load(user)
     order = longer_order(run, stored, source.class_names)
@@ -45,10 +45,9 @@ def extended(user: ExperimentConfig) -> tuple[Experiment, State]:
     experiment = experiment_of(user, device, source, order)
     if experiment.folder.resolve() == run.resolve():
         raise UsageError(f"--out {experiment.folder}: the run that is extended; name another folder")
-    memory = memory_of(stored["exemplars"], experiment.config)
-    refuse_lost_classes(run, experiment, memory)
-    model = restore_network(experiment.config.network, stored["model"], device)
-    return experiment, State(model, memory, *(stored[name] for name in KEPT))
+    loaded = load_own(experiment.config, tuple(stored["class_order"]), index, files[index], device)
+    refuse_lost_classes(run, experiment, loaded.memory)
+    return experiment, State(loaded.model, loaded.memory, *(stored[name] for name in KEPT))
 
 
 def with_notice_of_other_images(run: Path, stored: Identity, source: ImageSource) -> ImageSource:

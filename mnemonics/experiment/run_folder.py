@@ -15,7 +15,7 @@ from mnemonics.baselines import BASELINES
 from mnemonics.config.fields import ExperimentConfig, result_settings
 from mnemonics.config.presets import OLDER
 from mnemonics.data.batches import LabelledImages
-from mnemonics.data.identity import Identity, difference
+from mnemonics.data.identity import difference
 from mnemonics.data.images import DataError, usage_errors
 from mnemonics.engine import files as checkpoint
 from mnemonics.engine.device import environment, seed_of
@@ -96,13 +96,6 @@ def open_run(experiment: Experiment, before: State | None = None) -> tuple[State
     return State(model, empty, []), None, notices
 
 
-def refuse_other_data(folder: Path, stored: Identity | None, now: Identity) -> None:
-    """Raises UsageError where a run was made with another data set."""
-    differs = difference(stored, now) if stored else ""
-    if differs:
-        raise UsageError(f"--data_dir: the run in {folder} has other data ({differs}); {OR_ANEW}")
-
-
 def stored_memory(memory: ExemplarMemory) -> dict[str, Tensor]:
     """What a checkpoint holds of a memory: of coded images the pages only, one after the other."""
     labels = {"labels": memory.data.labels, "held_out": memory.held_out}
@@ -137,13 +130,16 @@ def prepare_folder(experiment: Experiment) -> tuple[str | None, list[str]]:
         The name of the checkpoint to go on from, and notices; raises as `open_run`.
     """
     config, folder = experiment.config, experiment.folder
-    if not config.resume:
-        clear(folder)
+    refuse_other_files(folder)
+    if not config.resume:  # remove what an earlier run wrote, and nothing else
+        for path in written(folder):
+            path.unlink()
     name, stored, notices = newest_checkpoint(folder)
     if name is None:  # it was stopped before its first checkpoint, or is new
         stored = {"settings": stored_settings(folder / "config.json") or result_settings(config)}
     refuse_other_settings(folder, stored["settings"], config)
-    refuse_other_data(folder, stored.get("data"), experiment.scenario.identity)
+    if name is not None and (differs := difference(stored["data"], experiment.scenario.identity)):
+        raise UsageError(f"--data_dir: the run in {folder} has other data ({differs}); {OR_ANEW}")
     checkpoint.write_json(folder / "config.json", dataclasses.asdict(config))  # with the places that are used now
     if config.val_share is not None:
         test = experiment.scenario.source.test_images
@@ -178,20 +174,26 @@ def newest_checkpoint(folder: Path) -> tuple[str | None, dict | None, list[str]]
     return None, None, []
 
 
+def written(folder: Path) -> list[Path]:
+    """The files in a folder that have names of those that a run writes."""
+    return [path for pattern in WRITTEN for path in folder.glob(pattern)]
+
+
+def refuse_other_files(folder: Path) -> None:
+    """Raises UsageError where such files are not a run's: they would be lost."""
+    found = sorted(path.name for path in written(folder))
+    is_run = stored_settings(folder / "config.json") or any(name.endswith(".pt") for name in found)
+    if found and not is_run:
+        raise UsageError(f"--out {folder}: holds files of no run that a run would write over ({', '.join(found)})")
+
+
 def stored_settings(path: Path) -> dict | None:
-    """What config.json holds; None where there is none, or a damaged one of a run that has not come to a checkpoint."""
+    """What the config.json of a run holds; None where there is none, or another file of that name."""
     try:
         settings = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-    return settings if isinstance(settings, dict) else None
-
-
-def clear(folder: Path) -> None:
-    """Remove what an earlier run wrote into its run folder, and nothing else."""
-    for pattern in WRITTEN:
-        for path in folder.glob(pattern):
-            path.unlink()
+    return settings if isinstance(settings, dict) and "dataset" in settings else None
 
 
 def refuse_other_settings(folder: Path, stored: dict, config: ExperimentConfig) -> None:

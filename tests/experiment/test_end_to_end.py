@@ -15,6 +15,7 @@ from mnemonics import algorithm as experiment
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
+from mnemonics.engine.errors import UsageError
 from mnemonics.experiment.state import parse_args
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -143,6 +144,15 @@ def test_starting_anew_leaves_nothing_of_the_old_run_and_keeps_other_files(mnemo
     assert len(json.loads((folder / "results.json").read_text())["phases"]) == 2
     assert sorted(p.name for p in folder.glob("phase_*.pt")) == ["phase_0.pt", "phase_1.pt"]
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-resume"]])
+def test_files_of_no_run_are_not_written_over(tmp_path, flags):
+    for name in ("config.json", "log.txt"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UsageError, match=r"--out .*config\.json, log\.txt"):
+        run(tmp_path, *flags)
+    assert [(tmp_path / name).read_text() for name in ("config.json", "log.txt")] == ["{}", "{}"]
 
 
 def test_results_lost_between_checkpoint_and_results_json_are_written_again(mnemonics_run, tmp_path):

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 from image_folders import TINY, picture, pictures
 
 import main
 from eval import evaluate
+from mnemonics.engine import files as checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -106,12 +108,17 @@ def test_a_class_that_would_lose_its_only_page_of_coded_exemplars_refuses_an_ext
     assert "with 4 classes some have a share of less than their first page of coded exemplars" in said
 
 
-def test_an_extension_that_was_stopped_goes_on(tmp_path):
+def test_an_extension_that_was_stopped_goes_on(tmp_path, capsys):
     data = ["--dataset", "folder", "--data_dir", str(tmp_path / "images"), "--num_workers", "0"]
     pictures(tmp_path / "images", ("bee", "cow", "emu"))
     run([*TINY, *data], tmp_path / "first")
     pictures(tmp_path / "images", ("ape", "dog"))
     extension = [*data, "--extend", str(tmp_path / "first"), "--nb_cl", "1"]
+    state = checkpoint.load(tmp_path / "first" / "phase_1.pt", torch.device("cpu"))
+    (tmp_path / "damaged").mkdir()
+    checkpoint.save(tmp_path / "damaged" / "phase_1.pt", state | {"model": {}})
+    assert main.main([*data, "--extend", str(tmp_path / "damaged"), "--out", str(tmp_path / "not made")]) == 2
+    assert "damaged/phase_1.pt: its weights do not fit" in capsys.readouterr().err
     whole = run(extension, tmp_path / "whole")
     run(extension, tmp_path / "stopped")
     for name in ("phase_3.pt", "checkpoint.pt", "checkpoint.previous.pt", "results.json"):
