@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("runs", nargs="+", type=Path, metavar="RUN", help="run folder, finished or not, or the results.json of a run")
     add("--out", type=Path, help="the page to write (report.html in the run folder; of several runs in this one)")
     options = parser.parse_args(arguments)
+    options.runs = [run.parent if run.name == "results.json" else run for run in options.runs]  # with what is beside it
     alone = options.runs[0] if len(options.runs) == 1 and options.runs[0].is_dir() else Path()
     out = options.out or alone / "report.html"
     table = comparison_table(list(zip(run_names(options.runs), map(load_results, options.runs), strict=True)))

@@ -80,8 +80,6 @@ def part(path: Path, name: str, results: Results, pictures: int) -> dict[str, An
     """What the page shows of one run (folder, or results file), with up to `pictures` of its exemplars."""
     config = results["config"]
     transfer = text.in_words(bool(config.get("weight_transfer")))
-    stored = config.get("exemplar_format") or "raw"
-    made = ["optimised"] * (config["exemplars"] == "mnemonics") + [f"stored as {stored}"] * (":" in stored)
     in_paper = any(paper_number(config, table) is not None for table in ("all", "figure4"))
     order = {"class order": ", ".join(map(str, results["class_order"])), "its SHA-256": results["class_order_sha256"]}
     return {
@@ -94,11 +92,19 @@ def part(path: Path, name: str, results: Results, pictures: int) -> dict[str, An
         "origin": origin_rows(results),
         "confusion": confusion_figure(path, results, f"{name}-confusion"),
         "exemplars": exemplars_of(path, results, pictures),
-        "panels": f"real images | {' and '.join(made)} | amplified difference" if made else "real images, as chosen",
+        "panels": {phase["phase"]: panels(config, phase) for phase in results["phases"]},
         "losses": loss_rows(results),
         "seconds": time_rows(results),
         "environment": [(k.replace("_", " "), str(value)) for k, value in (results["environment"] | order).items()],
     }
+
+
+def panels(config: dict[str, Any], phase: dict[str, Any]) -> str:
+    """What the picture of the exemplars of a phase shows; for `no_better` optimised ones the others were taken."""
+    stored, losses = config.get("exemplar_format") or "raw", phase.get("exemplar_validation_loss")
+    fell_back = config.get("mnemonics_fall_back") and losses and losses["rounded"] >= losses["start"]
+    made = ["optimised"] * bool(losses and not fell_back) + [f"stored as {stored}"] * (":" in stored)
+    return f"real images | {' and '.join(made)} | amplified difference" if made else "real images, as chosen"
 
 
 # tables

@@ -14,7 +14,7 @@ from reports import ROOT, TINY, make_results, mistake, script, tiny_run, written
 from mnemonics import algorithm
 from mnemonics.experiment.results import Confusion, read_confusion, write_confusion
 from mnemonics.experiment.state import parse_args
-from mnemonics.reporting.page import measured_curves, write_report
+from mnemonics.reporting.page import measured_curves, panels, write_report
 from mnemonics.reporting.paper import load_paper
 from mnemonics.reporting.read import load_results
 from mnemonics.reporting.text import comparison_table, duration, outlook
@@ -87,6 +87,31 @@ def test_the_report_of_a_run_has_all_its_numbers(runs):
     for name, value in results["config"].items():
         assert re.search(rf"{name}\s*{'on' if value is True else 'off' if value is False else value or ''}", page.text)
     assert (len(page.all("svg")), len(page.all("img"))) == (3, 4)  # two curves, confusion
+
+
+@pytest.mark.parametrize(
+    ("losses", "settings", "words"),
+    [
+        (None, {}, "real images, as chosen"),
+        ({"start": 2.0, "rounded": 1.0}, {}, "real images | optimised | amplified difference"),
+        ({"start": 2.0, "rounded": 2.0}, {}, "real images, as chosen"),  # they were no better, and so not taken
+        ({"start": 2.0, "rounded": 2.0}, {"mnemonics_fall_back": False},
+         "real images | optimised | amplified difference"),
+        ({"start": 2.0, "rounded": 2.0}, {"exemplar_format": "avif:80"},
+         "real images | stored as avif:80 | amplified difference"),
+        ({"start": 2.0, "rounded": 1.0}, {"exemplar_format": "avif:80"},
+         "real images | optimised and stored as avif:80 | amplified difference"),
+    ],
+)  # fmt: skip
+def test_a_picture_is_said_to_show_what_it_shows(losses, settings, words):
+    phase = {} if losses is None else {"exemplar_validation_loss": losses}
+    assert panels({"mnemonics_fall_back": True} | settings, phase) == words
+
+
+def test_a_results_file_stands_for_its_run_folder(runs, tmp_path):
+    out = tmp_path / "page.html"
+    assert main([str(runs[0] / "results.json"), "--out", str(out)]) == 0
+    assert (len(Page(out).all("svg")), len(Page(out).all("img"))) == (3, 4)
 
 
 def test_the_comparison_has_both_runs_side_by_side(runs, comparison):
