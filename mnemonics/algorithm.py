@@ -18,7 +18,8 @@ import torch
 from mnemonics.baselines import BASELINES
 from mnemonics.baselines.base import Baseline, distillation_scale
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.data.batches import LabelledImages, rank_within_class
+from mnemonics.data.batches import LabelledImages
+from mnemonics.data.image_source import rank_within_class
 from mnemonics.data.scenario import PhaseContext
 from mnemonics.engine.device import give_back_memory, seed_of
 from mnemonics.engine.distributed import from_main, is_main, same_everywhere

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from mnemonics.data.batches import rank_within_class
+from mnemonics.data.image_source import rank_within_class
 from mnemonics.data.scenario import Scenario
 from mnemonics.engine.errors import UsageError, command
 from mnemonics.engine.files import write_json

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mnemonics.data.augment import CropAndMirror, Crops, normalise
 from mnemonics.data.files import FileImages, decoded
-from mnemonics.data.image_source import ImageSource
+from mnemonics.data.image_source import ImageSource, rank_within_class
 from mnemonics.engine.distributed import own_rows, world
 
 
@@ -183,14 +183,6 @@ def plain_batches(images: Tensor | FileImages, batch_size: int, device: torch.de
         batches = images.plain_batches(size, own_rows())
     for batch in batches:
         yield batch.to(device, non_blocking=True)
-
-
-def rank_within_class(labels: Tensor) -> Tensor:
-    """int64 [n]: how many earlier entries of `labels` [n] are equal to this one."""
-    ordered, order = torch.sort(labels, stable=True)
-    ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(ordered, ordered)
-    return ranks
 
 
 def balanced_batches(labels: Tensor, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.data.batches import rank_within_class
 from mnemonics.data.files import FileImages, short_side, workers_of
-from mnemonics.data.image_source import ImageSource
+from mnemonics.data.image_source import ImageSource, rank_within_class
 from mnemonics.data.images import DataError, check_strip, headers, usage_errors
 from mnemonics.engine.errors import UsageError
 

@@ -52,7 +52,7 @@ class ImageSource:
 
     def limited(self, per_class: int) -> "ImageSource":
         """The same data set with only the first `per_class` training and test images of each class."""
-        train, test = (first_of_each_class(ids, per_class) for ids in (self.train_class_ids, self.test_class_ids))
+        train, test = (rank_within_class(ids) < per_class for ids in (self.train_class_ids, self.test_class_ids))
         images = {"train_images": self.train_images[train], "test_images": self.test_images[test]}
         class_ids = {"train_class_ids": self.train_class_ids[train], "test_class_ids": self.test_class_ids[test]}
         return replace(self, **images, **class_ids)
@@ -63,6 +63,9 @@ def images_of(images: Images, ids: Tensor, class_ids: Sequence[int]) -> tuple[Im
     return (images, ids) if chosen.all() else (images[chosen], ids[chosen])  # no copy that is not needed
 
 
-def first_of_each_class(class_ids: Tensor, limit: int) -> Tensor:
-    """int64: where the first `limit` images of each class are, in the order of the data."""
-    return torch.cat([(class_ids == k).nonzero()[:limit, 0] for k in class_ids.unique()]).sort().values
+def rank_within_class(labels: Tensor) -> Tensor:
+    """int64 [n]: how many earlier entries of `labels` [n] are equal to this one."""
+    ordered, order = torch.sort(labels, stable=True)
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(ordered, ordered)
+    return ranks

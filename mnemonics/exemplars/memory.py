@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.data.batches import LabelledImages, rank_within_class
+from mnemonics.data.batches import LabelledImages
 from mnemonics.data.files import FileImages
-from mnemonics.data.image_source import ImageSource
+from mnemonics.data.image_source import ImageSource, rank_within_class
 from mnemonics.engine.errors import UsageError
 from mnemonics.exemplars.codec import RAW, Codec, Coded, Page
 

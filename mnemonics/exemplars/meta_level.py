@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.augment import CropAndMirror, denormalise
-from mnemonics.data.batches import LabelledImages, balanced_batches, batch_sizes, rank_within_class
+from mnemonics.data.batches import LabelledImages, balanced_batches, batch_sizes
+from mnemonics.data.image_source import rank_within_class
 from mnemonics.data.scenario import PhaseContext
 from mnemonics.engine.distributed import from_main, own_rows, same_everywhere
 from mnemonics.engine.progress import Loop, Progress
@@ -78,15 +79,9 @@ class Pixels:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become what gave this `state_dict`."""
-        for name, values in state.get("optimizer", {}).get("state", {}).items():  # as torch.optim keeps each image
-            self.steps[name] = values["step"]
-            for moment, key in zip(self.moments, ("exp_avg", "exp_avg_sq"), strict=True):
-                moment[name] = values[key]
-        if "optimizer" not in state:
-            self.steps.copy_(state["steps"])
-            for moment, value in zip(self.moments, state["moments"], strict=True):
-                moment.copy_(value)
-        self.images.copy_(state["images"])
+        mine = (self.images, self.steps, *self.moments)
+        for tensor, value in zip(mine, (state["images"], state["steps"], *state["moments"]), strict=True):
+            tensor.copy_(value)
         self.epoch = state["epoch"]
 
     def end_epoch(self) -> None:
@@ -231,7 +226,6 @@ def adjust_old_exemplars(context: PhaseContext, model: nn.Module, old: LabelledI
     subsets = balanced_subsets(old.labels, settings.subsets, generator)
     passes = [range(len(validation_sizes(context.config, len(old) - len(subset)))) for subset in subsets]
     turns = [(number, batch) for number, batches in enumerate(passes) for batch in batches]  # of an epoch
-    # runs of older versions counted epochs, in a loop called "old exemplars": they begin this one anew
     loop = Loop("adjusting old exemplars", settings.epochs * len(turns), len(turns), curve="exemplars/loss_old")
     for update in context.progress.steps(loop, pixels=pixels, generator=generator, subsets=subsets):
         epoch, turn = divmod(update, len(turns))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mnemonics.data.batches import rank_within_class
+from mnemonics.data.image_source import rank_within_class
 
 
 def random_selection(labels: Tensor, per_class: int, generator: torch.Generator) -> Tensor:

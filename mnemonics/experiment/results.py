@@ -27,11 +27,6 @@ def digest_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def results_path(run: Path) -> Path:
-    """results.json of a run folder; a results file itself."""
-    return run if run.is_file() else run / "results.json"
-
-
 def read_results(path: Path) -> Any:
     """The content of a JSON file without its checksum, which need not be there.
 

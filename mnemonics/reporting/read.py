@@ -7,7 +7,7 @@ from pathlib import Path
 from mnemonics.baselines import BASELINES
 from mnemonics.engine.errors import UsageError
 from mnemonics.exemplars.methods import EXEMPLARS
-from mnemonics.experiment.results import read_results, results_path
+from mnemonics.experiment.results import read_results
 from mnemonics.reporting.text import Results
 
 KEYS = {"config", "environment", "class_order", "class_order_sha256", "headline", "phases", "summary"}
@@ -19,7 +19,7 @@ def load_results(run: Path) -> Results:
     Raises:
         UsageError: naming the path, where they cannot be used.
     """
-    path = results_path(run)
+    path = run if run.is_file() else run / "results.json"
     results = read_results(path)
     if not isinstance(results, dict) or KEYS - results.keys():
         raise UsageError(f"{path}: not the results of a run, which have {', '.join(sorted(KEYS))}")

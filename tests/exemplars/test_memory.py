@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatches, balanced_batches, rank_within_class
+from mnemonics.data.batches import LabelledImages, Preprocessing, ResidentBatches, balanced_batches
+from mnemonics.data.image_source import rank_within_class
 from mnemonics.exemplars.memory import ExemplarMemory, class_quota
 
 CPU = torch.device("cpu")
