@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,20 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     for drawing in ("write_report", "plot_exemplars"):
         monkeypatch.setattr(f"mnemonics.algorithm.{drawing}", lambda *arguments, **options: None)
     monkeypatch.setattr("mnemonics.engine.log.RunLog.image", lambda *arguments: None)
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command in this process that cannot go on. Returns its line on standard error, the only one there."""
+
+    def run(main: Callable, *arguments: object, status: int = 2, after_words: bool = False) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == status
+        said, error = capsys.readouterr()
+        assert (said != "", error.count("\n")) == (after_words, 1), error
+        return error
+
+    return run
 
 
 @pytest.fixture(scope="session")

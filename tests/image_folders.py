@@ -21,12 +21,12 @@ def picture(path, size, seed=0, mode="RGB"):
     Image.fromarray(noise).convert(mode).save(path)
 
 
-def pictures(root, classes=("ape", "bee"), train=3, val=2):
-    """Classes of 20x20 pixels: root/train/<class>/0.png, 1.png, ... and root/val/<class>/0.png, ..."""
+def pictures(root, classes=("ape", "bee"), train=3, val=2, size=20, seed=0, ending="png"):
+    """Classes of square images: root/train/<class>/0.png, 1.png, ... and root/val/<class>/0.png, ..."""
     for split, count in (("train", train), ("val", val)):
         for number, name in enumerate(classes):
             for i in range(count):
-                picture(root / split / name / f"{i}.png", (20, 20), 10 * number + i)
+                picture(root / split / name / f"{i}.{ending}", (size, size), 1000 * seed + 10 * number + i)
     return root
 
 

@@ -1,10 +1,8 @@
-"""What tests of reports share: scripts as modules, results made by hand, tiny real runs, readers of tables and PNGs."""
+"""What tests of reports share: results made by hand, tiny real runs, readers of tables and PNGs."""
 
 import dataclasses
 import functools
-import importlib.util
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -33,24 +31,6 @@ def tiny_run(exemplars: str) -> Path:
     folder = Path(FOLDER.name) / exemplars
     algorithm.run(parse_args(f"{TINY} --exemplars {exemplars} --out {folder}".split()))
     return folder
-
-
-def script(name: str):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its classes look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-def mistake(capsys, main, *arguments) -> str:
-    """The line on standard error of a command that ends with status 2 and says nothing else."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    output = capsys.readouterr()
-    assert (output.out, output.err.count("\n")) == ("", 1)
-    return output.err
 
 
 def make_results(seed=1, average=60.0, forgetting=20.0, last=50.0, finished=None, **settings):

@@ -5,12 +5,15 @@ import dataclasses
 import pytest
 from contexts import resolved
 
+from mnemonics.__main__ import main
 from mnemonics.config.command_line import build_parser
 from mnemonics.config.fields import SETTINGS, ExperimentConfig
 from mnemonics.config.presets import run_name, settled
 from mnemonics.engine.errors import UsageError
 from mnemonics.experiment.state import CHOICES, parse_args
 from mnemonics.reporting.paper import adjusted
+
+DEVICES = ("abacus", "cuda:128", "cpu:300")  # that there never are
 
 
 def test_every_field_is_a_flag_with_help_and_its_default():
@@ -105,10 +108,17 @@ def test_finetuning_rate_follows_the_base_level():
     ("arguments", "words"),
     [
         ("--epochs 0", ["--epochs 0", "greater than 0"]),
+        (f"--epochs {'9' * 400}", ["--epochs 999", "at most 2147483647"]),
+        ("--order_seed 5000000000", ["--order_seed 5000000000", "at most 4294967295"]),
+        ("--nb_runs 1000000000", ["--nb_runs 1000000000", "at most 1000"]),
+        ("--num_workers 100000", ["--num_workers 100000", "at most 512"]),
+        ("--image_size 1000000000 --dataset folder", ["--image_size 1000000000", "at most 8192"]),
         ("--lr_drops 3/4,1/2", ["--lr_drops 3/4,1/2", "1/2,3/4"]),
         ("--lr_drops 1/0", ["--lr_drops 1/0", "1/2,3/4"]),
+        ("--lr_drops 1e-999999999", ["--lr_drops 1e-999999999", "1/2,3/4"]),
         ("--base_lr -1", ["--base_lr -1.0", "greater than 0"]),
         ("--base_lr nan", ["--base_lr nan"]),
+        ("--base_lr inf", ["--base_lr inf", "at most"]),
         ("--beta -0.5", ["--beta -0.5", "at least 0"]),
         ("--total_memory 0", ["--total_memory 0"]),
         ("--class_order f --order_seed 1", ["--class_order f", "--order_seed 1", "one of the two"]),
@@ -116,13 +126,25 @@ def test_finetuning_rate_follows_the_base_level():
         ("--mnemonics_subsets 1", ["--mnemonics_subsets 1", "at least 2", "--no_adjust"]),
         ("--no_adjust --adjust_always", ["--no_adjust", "--adjust_always", "one of the two"]),
         ("--gpu 1 --device cpu", ["--gpu 1", "--device cpu", "one of the two"]),
+        *((f"--nb_protos 0 {flag}", ["--nb_protos 0: "]) for flag in ("--baseline icarl", "--finetune_epochs 2")),
+        ("--dataset digits --nb_protos 0 --exemplars herding", ["--nb_protos 0: "]),
+        ("--dataset digits --total_memory 9", ["--total_memory 9", "10 or more"]),
+        ("--dataset digits --device cuda:63", ["--device cuda:63", "--device cpu works"]),
+        *((f"--dataset digits --device {name}", [f"--device {name}", "not a device"]) for name in DEVICES),
+        ("--dataset digits --gpu 63", ["--gpu 63", "--device cpu works"]),
+        ("--dataset digits --gpu 256", ["--gpu 256", "CUDA devices"]),
+        ("--dataset digits --out /dev/null/run", ["--out /dev/null/run", "cannot make"]),
+        ("--dataset folder --data_dir ~nobody_is_called_so/x", ["--data_dir ~nobody", "train/<class>"]),
+        (f"--dataset folder --data_dir {'x' * 300}", ["--data_dir xxx", "File name too long"]),
+        ("--dataset folder --data_dir a\x1b[31m", [r"--data_dir a\x1b[31m: "]),
+        ("--dataset folder --data_dir \udce4", [r"--data_dir \udce4: "]),
     ],
 )
-def test_senseless_values_are_refused_in_one_line(arguments, words):
-    with pytest.raises(UsageError) as error:
-        parse_args(arguments.split())
-    assert all(word in str(error.value) for word in words)
-    assert "\n" not in str(error.value)
+def test_a_mistake_is_told_in_a_line_that_names_the_flag(arguments, words, told):
+    """By the real command."""
+    error = told(main, *arguments.split(" "))
+    assert error.startswith("main.py: ")
+    assert all(word in error for word in words)
 
 
 def test_abbreviated_flags_are_unknown(capsys):

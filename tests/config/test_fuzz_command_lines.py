@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_folders import pictures
 
-import main
 from eval import download_checkpoints, evaluate
 from mnemonics.config.command_line import repetitions
 from mnemonics.config.fields import SETTINGS
@@ -101,34 +100,6 @@ def test_the_flags_of_a_run(dataset, tmp_path):
 
     check()
     assert ends == {"done", "refused", 2}  # else the command lines would not be worth much
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--order_seed 5000000000", ["--order_seed 5000000000", "at most 4294967295"]),
-        ("--nb_runs 1000000000", ["--nb_runs 1000000000", "at most 1000"]),
-        ("--num_workers 100000", ["--num_workers 100000", "at most 512"]),
-        ("--image_size 1000000000 --dataset folder", ["--image_size 1000000000", "at most 8192"]),
-        (f"--epochs {'9' * 400}", ["--epochs 999", "at most 2147483647"]),
-        ("--base_lr inf", ["--base_lr inf", "at most"]),
-        ("--lr_drops 1e-999999999", ["--lr_drops 1e-999999999", "1/2,3/4"]),
-        ("--dataset digits --device cuda:128", ["--device cuda:128", "not a device"]),
-        ("--dataset digits --device cpu:300", ["--device cpu:300", "not a device"]),
-        ("--dataset digits --gpu 256", ["--gpu 256", "CUDA devices"]),
-        ("--dataset folder --data_dir ~nobody_is_called_so/x", ["--data_dir ~nobody", "train/<class>"]),
-        (f"--dataset folder --data_dir {'x' * 300}", ["--data_dir xxx", "File name too long"]),
-        ("--dataset folder --data_dir a\x1b[31m", [r"--data_dir a\x1b[31m: "]),
-        ("--dataset folder --data_dir \udce4", [r"--data_dir \udce4: "]),
-    ],
-)
-def test_values_that_ended_in_tracebacks(arguments, words, capsys):
-    """By the real command."""
-    assert main.main(arguments.split(" ")) == 2
-    said = capsys.readouterr()
-    assert (said.out, said.err.count("\n")) == ("", 1)
-    assert said.err.startswith("main.py: ")
-    assert all(word in said.err for word in words)
 
 
 @pytest.mark.parametrize("name", [name for name, known in SETTINGS.items() if known.type is str])

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -155,18 +156,13 @@ def test_choosing_and_joining(tree):
 # a folder without a split
 
 
-def test_a_share_of_each_class_is_for_test(tmp_path, capsys):
+def test_a_share_of_each_class_is_for_test(tmp_path, told):
     """Always the same one, told, listed and hardly changed by a new image; a run does not go on with other images."""
     root, folder = tmp_path / "a", tmp_path / "run"
     for name, count in (("ape", 8), ("bee", 3)):
         for i in range(count):
             picture(root / name / f"{i}.png", (20, 20), i)
-    flags = [*TINY, "--data_dir", str(root), "--out", str(folder), "--nb_cl_fg", "1"]
-
-    def refused(*more):
-        assert main.main([*flags, *more]) == 2
-        return capsys.readouterr().err
-
+    refused = partial(told, main.main, *TINY, "--data_dir", root, "--out", folder, "--nb_cl_fg", 1)
     assert "--val_share 0.2 takes a fifth" in refused()
     assert "--val_share 1.0: must be at most 0.9" in refused("--val_share", "1")
     assert "--val_share 0.3: digits has a test set" in refused("--val_share", "0.3", "--dataset", "digits")

@@ -161,14 +161,12 @@ def test_a_file_that_vanishes_after_it_was_listed(tree, workers):
 
 
 @pytest.mark.parametrize("one_class", [True, False])
-def test_the_real_command_names_what_is_wrong(tmp_path, one_class, capsys):
+def test_the_real_command_names_what_is_wrong(tmp_path, one_class, told):
     tree = pictures(tmp_path, ("ape",) if one_class else ("ape", "bee", "cat"))
     if not one_class:
         (tree / "train/ape/2.png").write_bytes(b"\xff\xd8 no image")
-    assert main.main([*TINY, "--data_dir", str(tree), "--out", str(tmp_path / "run")]) == 2
-    error = capsys.readouterr().err
+    error = told(main.main, *TINY, "--data_dir", tree, "--out", tmp_path / "run")
     assert ("at least 2 classes" if one_class else "ape/2.png cannot be read as an image") in error
-    assert error.count("\n") == 1
 
 
 # what is listed
@@ -295,10 +293,8 @@ def test_other_errors_of_a_loader_stay_what_they_are():
     assert files.lost_worker(error, 2) is error
 
 
-def test_too_little_shared_memory_is_told_before_the_start(tree, tmp_path, monkeypatch, capsys):
-    flags = [*TINY, "--data_dir", str(tree), "--out", str(tmp_path / "run"), *"--nb_cl_fg 1 --num_workers 2".split()]
+def test_too_little_shared_memory_is_told_before_the_start(tree, tmp_path, monkeypatch, told):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1024))
-    assert main.main(flags) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    flags = ("--data_dir", tree, "--out", tmp_path / "run", "--nb_cl_fg", 1, "--num_workers", 2)
+    said = told(main.main, *TINY, *flags)
     assert all(words in said for words in ("--num_workers 2", "/dev/shm", "--shm-size", "--num_workers 0"))

@@ -10,10 +10,9 @@ import time
 from pathlib import Path
 
 import distributed_cases
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from image_folders import picture
 
 from mnemonics import algorithm as experiment
 from mnemonics.engine import files as checkpoint
@@ -45,11 +44,9 @@ def results(folder):
 @pytest.fixture(scope="module")
 def png_folder(tmp_path_factory):
     """train/ and val/ of two classes with five images each."""
-    folder, noise = tmp_path_factory.mktemp("png"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("png")
     for number, path in enumerate(f"{s}/{c}/{i}.png" for s in ("train", "val") for c in "ab" for i in range(5)):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        pixels = noise.integers(0, 256, (20 + number, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / path)
+        picture(folder / path, (24, 20 + number), number)
     return folder
 
 

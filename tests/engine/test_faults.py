@@ -12,11 +12,10 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 from faults import ROOT, Outcome, Server
-from PIL import Image
+from image_folders import pictures
 
 from mnemonics import algorithm as experiment
 from mnemonics.data.sources import load_source
@@ -217,24 +216,12 @@ METHODS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def images_in_files(tmp_path_factory):
-    """A data set of 6 classes: 5 training and 2 test images of 8x8 random pixels each."""
-    root, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(SEED)
-    for split, count in (("train", 5), ("val", 2)):
-        for name in "abcdef":
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8)).save(root / split / name / f"{number}.png")
-    return root
-
-
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("method", METHODS)
-def test_every_checkpoint_is_a_point_to_go_on_from(images_in_files, tmp_path, monkeypatch, method):
+def test_every_checkpoint_is_a_point_to_go_on_from(tmp_path, monkeypatch, method):
     """Stopped after each write of a checkpoint, and gone on from each."""
-    flags = [*FLAGS, "--adjust_always", "--checkpoint_minutes", "0", "--data_dir", images_in_files]
-    flags += METHODS[method].split()
+    images = pictures(tmp_path / "images", "abcdef", 5, size=8)
+    flags = [*FLAGS, "--adjust_always", "--checkpoint_minutes", "0", "--data_dir", images, *METHODS[method].split()]
     if "--total_memory" in flags or "--total_bytes" in flags:
         flags = without(flags, "--nb_protos")
     if method == "coded":

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from contexts import context
-from image_folders import TINY, picture, training_images
+from image_folders import TINY, pictures, training_images
 from PIL import Image
 
 import main
@@ -168,25 +167,16 @@ MISTAKES = {
 }
 
 
-def told(capsys, monkeypatch, *arguments):
-    """The one line of main.py that ends with status 2."""
-    monkeypatch.setattr(sys, "argv", ["main.py", *FLAGS, *map(str, arguments)])
-    assert main.main() == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
-
-
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_told_in_a_line(mistake, tmp_path, capsys, monkeypatch):
+def test_mistakes_are_told_in_a_line(mistake, tmp_path, told, monkeypatch):
     if "lacking" in mistake:
         monkeypatch.delitem(Image.SAVE, "AVIF", Image.init())
     flags = mistake.replace("lacking", "avif").split()
-    error = told(capsys, monkeypatch, "--out", tmp_path / "run", "--exemplar_format", *flags)
+    error = told(main.main, *FLAGS, "--out", tmp_path / "run", "--exemplar_format", *flags)
     assert all(word in error for word in MISTAKES[mistake]), error
 
 
-def test_a_damaged_page_and_an_image_too_large_are_told_in_a_line(tmp_path, capsys, monkeypatch):
+def test_a_damaged_page_and_an_image_too_large_are_told_in_a_line(tmp_path, told, monkeypatch):
     folder, flags = tmp_path / "run", ("--exemplar_format", "webp:80", "--exemplar_bytes", 400)
     results_of(folder, *flags)
     for change, words in (("codes", "cannot be decoded"), ("pages", "has another length")):
@@ -194,24 +184,15 @@ def test_a_damaged_page_and_an_image_too_large_are_told_in_a_line(tmp_path, caps
         state["exemplars"][change][..., 1:] = 77
         damaged = shutil.copytree(folder, tmp_path / change)
         checkpoint.save(damaged / "checkpoint.pt", state)
-        assert f"a page of exemplars {words}" in told(capsys, monkeypatch, *flags, "--out", damaged)
+        assert f"a page of exemplars {words}" in told(main.main, *FLAGS, *flags, "--out", damaged)
         assert {path.name for path in damaged.iterdir()} == {path.name for path in folder.iterdir()}
     monkeypatch.setattr("mnemonics.experiment.state.check_budget", lambda *_: "")  # it looks at first images only
     small = (*flags[:2], "--exemplar_bytes", 60, "--out", tmp_path / "none")
-    assert "less than one image of class '" in told(capsys, monkeypatch, *small)
-
-
-def large(root, per_class=5, classes=("ape", "bee", "cat", "dog")):
-    """A folder with images of 80x80 pixels."""
-    for number, name in enumerate(classes):
-        for split, count in (("train", per_class), ("val", 1)):
-            for i in range(count):
-                picture(root / split / name / f"{i}.png", (80, 80), 10 * number + i)
-    return root
+    assert "less than one image of class '" in told(main.main, *FLAGS, *small, after_words=True)
 
 
 def test_large_images_are_decoded_and_recoded_where_they_are_used(tmp_path, monkeypatch):
-    files = training_images(large(tmp_path), 80)
+    files = training_images(pictures(tmp_path, "abcd", 5, 1, size=80), 80)
     labels, jpeg = torch.arange(4).repeat_interleave(5), codec("jpeg:40", 80, total_bytes=1, num_workers=2)
     data, decoded = LabelledImages(files, labels), []
     coded = jpeg.coded(data, [4000, 9000])
@@ -236,7 +217,7 @@ def test_large_images_are_decoded_and_recoded_where_they_are_used(tmp_path, monk
 
 def test_a_run_with_large_coded_exemplars(tmp_path):
     """Optimised, trained and tuned on: from the pages alone."""
-    where, root = TINY.index("--nb_protos"), large(tmp_path / "data", per_class=4)
+    where, root = TINY.index("--nb_protos"), pictures(tmp_path / "data", "abcd", 4, 1, size=80)
     budget = "--exemplar_format jpeg:30 --total_bytes 20000 --exemplars mnemonics --nb_cl 2".split()
     command = [*TINY[:where], *TINY[where + 2 :], *budget, "--image_size", "80", "--data_dir", str(root)]
     results, _ = run(parse_args([*command, "--out", str(tmp_path / "run")]))

@@ -1,8 +1,7 @@
 """Data sets whose classes have very different numbers of images."""
 
-import numpy as np
 import pytest
-from PIL import Image
+from image_folders import pictures
 
 from mnemonics.algorithm import run
 from mnemonics.experiment.state import parse_args
@@ -12,14 +11,9 @@ COUNTS = {"a": 30, "b": 3, "c": 1, "d": 20}
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Folders of grey images, each class a shade."""
-    root, noise = tmp_path_factory.mktemp("long_tailed"), np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("long_tailed")
     for number, (name, count) in enumerate(COUNTS.items()):
-        for split, images in (("train", count), ("val", 2)):
-            (root / split / name).mkdir(parents=True)
-            for i in range(images):
-                pixels = (60 * number + noise.integers(0, 40, (16, 16, 3))).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+        pictures(root, [name], count, seed=number)
     return root
 
 

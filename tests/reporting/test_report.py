@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from reports import ROOT, TINY, make_results, mistake, script, tiny_run, written
+from reports import ROOT, TINY, make_results, tiny_run, written
 
 from mnemonics import algorithm
 from mnemonics.experiment.results import Confusion, read_confusion, write_confusion
@@ -18,8 +18,8 @@ from mnemonics.reporting.page import measured_curves, panels, write_report
 from mnemonics.reporting.paper import load_paper
 from mnemonics.reporting.read import load_results
 from mnemonics.reporting.text import comparison_table, duration, outlook
+from scripts.report import main
 
-main = script("report").main
 NASTY = "<script>alert(1)</script> & \"quoted\" 'x' $y_{1}$"
 
 
@@ -247,7 +247,7 @@ def test_durations_have_the_unit_that_fits():
     assert durations == ["0.5 seconds", "95 seconds", "10 minutes", "1.7 hours", "72 hours", "30 days"]
 
 
-def test_the_command_writes_where_it_is_told_and_tells_a_mistake_in_one_line(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_where_it_is_told_and_tells_a_mistake_in_one_line(tmp_path, monkeypatch, capsys, told):
     monkeypatch.chdir(tmp_path)
     runs = [written(tmp_path / name, make_results()) for name in ("a.json", "b.json")]
     assert main([str(run) for run in runs]) == 0
@@ -255,9 +255,9 @@ def test_the_command_writes_where_it_is_told_and_tells_a_mistake_in_one_line(tmp
     assert capsys.readouterr().out.startswith(f"{table}\n\nreport.html: ")
     assert [row[0] for row in Page(tmp_path / "report.html").rows[1:3]] == ["a", "b"]
     out = tmp_path / "missing" / "page.html"
-    error = mistake(capsys, main, runs[0], "--out", out)
+    error = told(main, runs[0], "--out", out)
     assert error.startswith(f"report.py: --out {out}: cannot be written (No such file or directory)")
     written(tmp_path / "bad" / "results.json", "{")
-    error = mistake(capsys, main, runs[0], "bad", "--out", "page.html")
+    error = told(main, runs[0], "bad", "--out", "page.html")
     assert error.startswith("report.py: bad/results.json: not JSON")
     assert not (tmp_path / "page.html").exists()

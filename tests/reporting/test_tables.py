@@ -4,11 +4,12 @@ import csv
 import io
 
 import pytest
-from reports import PLAIN, body, make_results, mistake, script, written
+from reports import PLAIN, body, make_results, written
 
 from mnemonics.engine.errors import UsageError
 from mnemonics.reporting import tables
 from mnemonics.reporting.paper import load_paper
+from scripts import summarise
 
 PAPER = load_paper()
 TABLE1, TABLE2 = PAPER["table1"], PAPER["table2_lucir_with_weight_transfer"]
@@ -227,14 +228,13 @@ def test_summarise_prints_and_writes_the_table_of_all_runs_in_folders(tmp_path, 
     runs = [make_results(seed, 60.0 + seed) for seed in (1, 2)]
     written(tmp_path / "runs" / "a" / "results.json", runs[0])
     written(tmp_path / "raw" / "seed2.json", runs[1])
-    assert script("summarise").main(["runs", "raw", "runs/a", "--out", "out.v1"]) == 0
+    assert summarise.main(["runs", "raw", "runs/a", "--out", "out.v1"]) == 0
     text = (tmp_path / "out.v1.md").read_text()
     assert text == capsys.readouterr().out == table_of(*runs)[1]
     assert ",61.5,6.3531," in (tmp_path / "out.v1.csv").read_text()
 
 
-def test_summarise_tells_a_mistake_in_one_line(tmp_path, capsys):
-    main = script("summarise").main
+def test_summarise_tells_a_mistake_in_one_line(tmp_path, told):
     good = written(tmp_path / "good" / "results.json", make_results()).parent
     started = written(tmp_path / "started" / "results.json", make_results(finished=2)).parent
     bad = written(tmp_path / "bad" / "results.json", [1])
@@ -244,5 +244,5 @@ def test_summarise_tells_a_mistake_in_one_line(tmp_path, capsys):
         ([started], f"no finished run for --table all: {started}/results.json: unfinished, 2 of 6 phases"),
         ([good, "--out", out], f"--out {out}: cannot be written (No such file or directory)"),
     ):
-        assert mistake(capsys, main, *arguments).startswith(f"summarise.py: {words}")
+        assert told(summarise.main, *arguments).startswith(f"summarise.py: {words}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "good", "started"]

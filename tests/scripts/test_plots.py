@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from reports import BLUE, GREEN, GREY, ORANGE, PLAIN, count, make_results, mistake, pixels, script, tiny_run, written
+from reports import BLUE, GREEN, GREY, ORANGE, PLAIN, count, make_results, pixels, tiny_run, written
 
 from mnemonics.engine import files
 from mnemonics.engine.errors import UsageError
 from mnemonics.models.layers import BiasCorrected, CosineLinear
-
-curves, tsne = script("plot_curves"), script("plot_tsne")
+from scripts import plot_curves as curves
+from scripts import plot_tsne as tsne
 
 
 def test_a_curve_for_each_setting_and_a_panel_for_each_data_set(tmp_path, capsys):
@@ -87,11 +87,11 @@ def test_tsne_takes_runs_of_the_same_classes_by_their_names(monkeypatch):
         tsne.opened(SimpleNamespace(runs=["one", "two"], phases=None, classes=2))
 
 
-def test_plot_curves_tells_a_mistake_in_one_line(tmp_path, capsys):
+def test_plot_curves_tells_a_mistake_in_one_line(tmp_path, told):
     good, half = (written(tmp_path / f"{n}.json", make_results(finished=n)) for n in (6, 2))
-    error = mistake(capsys, curves.main, half, "--out", tmp_path / "d")
+    error = told(curves.main, half, "--out", tmp_path / "d")
     assert error.startswith(f"plot_curves.py: no finished run: {half}: unfinished, 2 of 6 phases")
-    error = mistake(capsys, curves.main, good, "--out", tmp_path / "no" / "c")
+    error = told(curves.main, good, "--out", tmp_path / "no" / "c")
     assert error.startswith(f"plot_curves.py: --out {tmp_path}/no/c: cannot be written (No such file or directory)")
     assert not (tmp_path / "d.png").exists()
 
@@ -144,7 +144,7 @@ def test_margins_by_hand():
     assert torch.allclose(tsne.margins_of(corrected, features), torch.tensor([0.0, 0.8]), atol=1e-6)
 
 
-def test_plot_tsne_tells_a_mistake_in_one_line(tmp_path, capsys):
+def test_plot_tsne_tells_a_mistake_in_one_line(tmp_path, told):
     run, other, empty = tiny_run("herding"), tmp_path / "other", tmp_path / "empty"
     stored = torch.load(run / "phase_0.pt", weights_only=True)
     nothing = {key: value[:0] for key, value in stored["exemplars"].items()}
@@ -159,5 +159,4 @@ def test_plot_tsne_tells_a_mistake_in_one_line(tmp_path, capsys):
         ([run, other, "--phases", 0], f"{other}: other classes, or in another order, than"),
         ([empty], f"{empty}/phase_0.pt: holds no exemplars"),
     ):
-        error = mistake(capsys, tsne.main, *arguments, "--device", "cpu")
-        assert error.startswith(f"plot_tsne.py: {words}")
+        assert told(tsne.main, *arguments, "--device", "cpu").startswith(f"plot_tsne.py: {words}")

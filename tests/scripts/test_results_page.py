@@ -3,11 +3,10 @@
 import math
 
 import pytest
-from reports import PLAIN, ROOT, body, make_results, script, written
+from reports import PLAIN, ROOT, body, make_results, written
 
 from mnemonics.engine.errors import UsageError
-
-results_page = script("benchmark/results_page")
+from scripts.benchmark import results_page
 
 
 @pytest.fixture

@@ -168,15 +168,13 @@ COMMAND_LINES = [
         *(("", line, words) for line, words in COMMAND_LINES),
     ],
 )
-def test_a_mistake_ends_in_one_line_before_anything_starts(text, line, words, tmp_path, capsys, monkeypatch):
+def test_a_mistake_ends_in_one_line_before_anything_starts(text, line, words, tmp_path, told, monkeypatch):
     (tmp_path / "list.txt").write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run_exp, "ROOT", tmp_path)
-    assert run_exp.main(shlex.split(line)) == 2
-    output = capsys.readouterr()
-    assert output.err.count("\n") == 1
-    assert all(word in output.err for word in words), output.err
-    assert (output.out, len(list(tmp_path.iterdir()))) == ("", 1)
+    error = told(run_exp.main, *shlex.split(line))
+    assert all(word in error for word in words), error
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_each_seed_goes_through_all_commands_before_the_next():
