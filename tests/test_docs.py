@@ -50,6 +50,7 @@ def test_the_library_example_runs_and_does_what_it_says():
             parameters = {name: (p - 0.5 * g).detach().requires_grad_() for (name, p), g in step}
         return (torch.func.functional_call(model, parameters, (x,)).argmax(1) == y).float().mean().item()
 
+    assert torch.equal(names["exemplars"], names["exemplars"].clamp(0, 1))
     assert accuracy_after_training_on(names["exemplars"]) > accuracy_after_training_on(x[start]) + 0.05
 
 

@@ -75,16 +75,6 @@ def test_a_finished_stage_is_not_worked_through_again():
     assert again.seconds == {"train": 5.0}
 
 
-def test_weights_that_are_not_finite_are_not_written():
-    stored = []
-    progress = Progress(write=stored.append, minutes=0.0)
-    model = nn.Linear(1, 1)
-    progress.watch(model)
-    nn.init.constant_(model.weight, float("nan"))
-    progress.once("stage", lambda: None)
-    assert stored == []
-
-
 def test_what_changes_nothing_is_broken_off_and_begun_again():
     signals, stored = Signals(), []
     progress = Progress(write=stored.append, signals=signals)

@@ -55,24 +55,11 @@ def test_grid(tmp_path, phase0_dir, baseline, exemplars):
     assert results["config"]["weight_transfer"] is (baseline not in ("finetune", "joint"))
     state = checkpoint.load(tmp_path / "run" / "phase_2.pt", torch.device("cpu"))
     assert any(name.endswith(".factor") for name in state["model"]) is (baseline not in ("finetune", "joint"))
-    assert len(list(phase0_dir.glob("*.pt"))) == 1  # all 18 runs start from one model
-
-
-def test_adjusting_can_be_asked_for_with_real_exemplars(tmp_path, phase0_dir):
-    fixed, adjusted = (
-        run(tmp_path / name, *"--exemplars random --nb_protos 4".split(), *flags, "--phase0_dir", phase0_dir)
-        for name, flags in (("fixed", ()), ("adjusted", ("--adjust_always",)))
-    )
-    assert fixed["phases"][0]["accuracy"] == adjusted["phases"][0]["accuracy"]
-    images = {}
-    for name in ("fixed", "adjusted"):
-        first, last = (
-            checkpoint.load(tmp_path / name / f"phase_{i}.pt", torch.device("cpu"))["exemplars"]["images"]
-            for i in (0, 2)
-        )
-        images[name] = (first != last[: len(first)]).flatten(1).any(1)
-    assert not images["fixed"].any()
-    assert images["adjusted"].all()
+    assert len(list(phase0_dir.glob("*.pt"))) == 1  # all runs start from one model
+    if baseline == "bic":
+        scale = state["model"]["classifier.scale"]
+        assert (scale[:6] == 1).all()
+        assert scale[6] == scale[7] != 1 != scale[8] == scale[9]
 
 
 def test_bic_never_trains_on_what_it_holds_out(tmp_path, monkeypatch):
@@ -150,29 +137,10 @@ def test_nb_runs_repeats_with_the_next_seeds(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     results = [json.loads((tmp_path / f"seed{seed}" / "results.json").read_text()) for seed in (5, 6)]
     assert [r["config"]["random_seed"] for r in results] == [5, 6]
+    assert results[0]["summary"] != results[1]["summary"]
     single = run(tmp_path / "single", *arguments[len(TINY) :], "--random_seed", 6)
     assert single["summary"] == results[1]["summary"]
     a, b = (r["summary"]["average_accuracy"]["cnn"] for r in results)
     half = 12.7062 * abs(a - b) / 2  # Student's t with one degree of freedom
     assert "2 runs, training seeds 5, 6" in said
     assert f"average accuracy: CNN {(a + b) / 2:.2f} +- {half:.2f}" in said
-
-
-@pytest.mark.parametrize(("baseline", "exemplars"), [("lucir", "mnemonics"), ("bic", "herding")])
-def test_phases_of_lucir_and_bic_on_cifar100(cifar100_mini, tmp_path, baseline, exemplars):
-    flags = f"--dataset cifar100 --data_dir {cifar100_mini} --network resnet8 --nb_phases 2 --epochs 1 --nb_protos 4 "
-    flags += "--max_images_per_class 6 "
-    flags += f"--baseline {baseline} --exemplars {exemplars} --mnemonics_val_batch_size 64 --mnemonics_epochs 1 "
-    flags += f"--mnemonics_steps 1 --finetune_epochs 1 --out {tmp_path}"
-    experiment.run(parse_args(flags.split()))
-    phases = json.loads((tmp_path / "results.json").read_text())["phases"]
-    assert [p["classes_seen"] for p in phases] == [50, 75, 100]
-    assert all(p["exemplars_per_class"] == {"min": 4, "max": 4} for p in phases)
-    weights = checkpoint.load(tmp_path / "phase_2.pt", torch.device("cpu"))["model"]
-    classifier = "classifier.classifier." if baseline == "bic" else "classifier."
-    assert [len(weights[classifier + name]) for name in ("old_weight", "new_weight")] == [75, 25]
-    if baseline == "bic":
-        scale = weights["classifier.scale"]
-        assert (scale[:50] == 1).all()
-        assert scale[50:75].unique().numel() == scale[75:].unique().numel() == 1
-        assert scale[50] != 1 != scale[75]

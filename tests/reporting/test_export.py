@@ -19,7 +19,7 @@ from mnemonics.experiment.state import parse_args
 TINY = "--dataset digits --nb_cl_fg 6 --nb_cl 2 --network resnet8 --epochs 1 --method baseline --device cpu".split()
 RUNS = {
     "raw": "--nb_protos 10 --baseline bic --max_images_per_class 60",  # a tenth is held out
-    "png": "--nb_protos 5 --exemplar_format png",
+    "png": "--nb_protos 5 --exemplar_format png --exemplars random",
     "jpeg": "--nb_protos 5 --exemplar_format jpeg:80",
     "optimised": "--nb_protos 3 --exemplars mnemonics --mnemonics_epochs 2 --mnemonics_steps 2",
 }
