@@ -119,6 +119,15 @@ def test_without_a_gpu_a_function_is_not_captured():
     assert cuda_graphs.as_graph(len, list, enabled=False) is len
 
 
+@pytest.mark.parametrize(("name", "defaults"), [("cuda:1", [torch.device("cuda:1")]), ("cuda", []), ("cpu", [])])
+def test_the_chosen_gpu_is_the_default_one_where_graphs_are_captured(name, defaults, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    runtime.prepare(torch.device(name), deterministic=False)
+    assert (chosen, torch.backends.cudnn.benchmark) == (defaults, name != "cpu")
+    runtime.prepare(CPU, deterministic=False)  # what all other tests run with
+
+
 def test_each_size_of_a_batch_is_captured_once(monkeypatch):
     captures = []
 

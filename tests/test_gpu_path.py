@@ -1,12 +1,18 @@
 """What runs on a GPU, on a pretended one: numbers as on the CPU, and no waiting of the host where it counts."""
 
+import itertools
+
 import pretended_cuda
 import pytest
 import torch
+from contexts import CPU, resolved
 from image_folders import pictures
+from test_fast_path import fast_losses
 
 from mnemonics import algorithm
+from mnemonics.baselines import BASELINES
 from mnemonics.experiment.state import parse_args
+from mnemonics.models import layers
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -71,6 +77,26 @@ def test_a_run_is_taken_up_in_the_middle(tmp_path, monkeypatch):
         with pytest.raises(Killed):
             run(tmp_path / "run", flags, "cuda")
         assert run(tmp_path / "run", flags, "cuda") == expected
+
+
+@pytest.mark.parametrize("weight_transfer", [False, True])
+@pytest.mark.parametrize(("name", "phases"), [*itertools.product(BASELINES, [1, 2]), ("bic", 3), ("lucir", 3)])
+def test_a_training_step_is_captured(name, phases, weight_transfer):
+    config = resolved(baseline=name, amp="off", weight_transfer=weight_transfer)
+    with pretended_cuda.device() as gpu:
+        losses, _ = fast_losses(config, torch.device("cuda"), name, phases, steps=2)
+    assert gpu.replays == 2
+    assert torch.equal(losses, fast_losses(config, CPU, name, phases, steps=2)[0])
+
+
+def test_statistics_of_a_batch_that_processes_share_are_captured(monkeypatch):
+    monkeypatch.setattr(layers, "stacked", lambda own: own[None])
+    x = torch.arange(24.0).view(2, 3, 2, 2)
+    with pretended_cuda.device():
+        there = x.to("cuda")
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            mean, _, count = layers.whole_batch_statistics(there)
+        assert (count.item(), torch.equal(mean.cpu(), x.mean((0, 2, 3)))) == (8, True)
 
 
 # the pretended device itself

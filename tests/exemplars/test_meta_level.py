@@ -13,8 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mnemonics import BilevelSettings
 from mnemonics.data.batches import LabelledImages, Preprocessing
+from mnemonics.engine import device
 from mnemonics.engine.errors import NonFiniteLossError
 from mnemonics.engine.progress import Progress
+from mnemonics.exemplars import base_level
 from mnemonics.exemplars.base_level import BaseLevel
 from mnemonics.exemplars.meta_level import Pixels, adjust_old_exemplars, balanced_subsets, optimise_new_exemplars
 from mnemonics.experiment.state import parse_args
@@ -172,6 +174,23 @@ def test_each_update_is_made_for_another_disturbed_model(monkeypatch, disturb):
     assert len(models) == 2 + 2 * 2  # of new exemplars, of two halves of old ones
     different = {tuple(weight.flatten().tolist()) for weight in [*models, model.body[0].weight.detach()]}
     assert len(different) == (7 if disturb else 1)
+
+
+def test_tf32_is_for_the_gradients_of_exemplars_alone(monkeypatch):
+    exemplars, seen, loss = network_input(blobs(12)), [], base_level.own_loss
+
+    def recorded(*arguments):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return loss(*arguments)
+
+    monkeypatch.setattr(base_level, "own_loss", recorded)
+    device.prepare(torch.device("cpu"), deterministic=False)
+    for allowed in (False, True):
+        base = BaseLevel(network(), dataclasses.replace(SETTINGS, tf32=allowed))
+        chosen = base.draw(exemplars.labels, draws())
+        base.gradient(exemplars, exemplars, chosen, 0)
+        base.loss_after_steps(exemplars, exemplars, chosen)
+    assert seen == [False, False, True, False]
 
 
 def test_unroll_fc_is_unroll_restricted_to_the_classifier():

@@ -4,17 +4,15 @@ import gc
 import weakref
 from collections import Counter
 
+import pretended_cuda
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from mnemonics.data.augment import CropAndMirror
 from mnemonics.data.batches import LabelledImages
-from mnemonics.exemplars import base_level
 from mnemonics.exemplars import unroll as unroll_module
 from mnemonics.exemplars.base_level import BaseLevel, BilevelSettings
 from mnemonics.exemplars.unroll import GraphedSteps, Layout, Schedule, Steps, plain_unrolled_gradient, unrolled_gradient
@@ -59,7 +57,7 @@ class Problem:
 
     def arguments(self, rates, momentum=0.0, memory=0):
         draws = tuple(torch.stack(draw) for draw in zip(*self.draws[: len(rates)], strict=True))
-        schedule = Schedule(draws, torch.tensor(rates, dtype=self.x.dtype), momentum)
+        schedule = Schedule(draws, torch.tensor(rates, dtype=self.x.dtype, device=self.x.device), momentum)
         steps = Steps(self.step_loss, Layout(self.parameters), memory)
         return steps, self.validation_loss, self.parameters, self.x, schedule
 
@@ -228,52 +226,37 @@ def test_graphs_that_are_kept_fit_into_the_memory(monkeypatch):
     assert not +Saved.live
 
 
-class Recorded(TorchDispatchMode):
-    """What a CUDA graph is, on a CPU: the operations of one call, done again on the same memory. Whatever the host
-    decided or computed in that call stays as it was."""
-
-    def __init__(self, function, example, changed, other=None):
-        super().__init__()
-        self.operations, before = [], [tensor.clone() for tensor in changed]
-        with self:
-            function(*example)
-        for tensor, value in zip(changed, before, strict=True):
-            tensor.copy_(value)
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
-        self.operations.append((operation, args, kwargs or {}, result))
-        return result
-
-    @torch.no_grad()
-    def __call__(self):
-        for operation, args, kwargs, result in self.operations:
-            new = tree_leaves(operation(*args, **kwargs))
-            for old, value in zip(tree_leaves(result), new, strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != value.data_ptr():
-                    old.copy_(value)
+def on_gpu(problem):
+    """The same problem there."""
+    device = torch.device("cuda")
+    problem.model.to(device)
+    problem.parameters = {name: p.to(device) for name, p in problem.parameters.items()}
+    for name in ("x", "y", "xv", "yv"):
+        setattr(problem, name, getattr(problem, name).to(device))
+    problem.draws = [tuple(t.to(device) for t in draw) for draw in problem.draws]
+    return problem
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("points", [9, 32])
-def test_one_recorded_step_is_every_step(momentum, points, monkeypatch):
-    monkeypatch.setattr(unroll_module, "Captured", Recorded)
+def test_one_captured_step_is_every_step(momentum, points, monkeypatch):
     monkeypatch.setattr(unroll_module, "KEPT_POINTS", points)
     graphed = None
-    for seed in (0, 1):
-        problem, rates = Problem(mlp, augmented=True, seed=seed), [0.2 / (k + 1 + seed) for k in range(10)]
-        steps, validation_loss, *rest = problem.arguments(rates, momentum)
-        graphed = graphed or GraphedSteps(steps.step_loss, steps.layout)
-        replayed, eager = (unrolled_gradient(kind, validation_loss, *rest) for kind in (graphed, steps))
-        assert all(torch.equal(mine, other) for mine, other in zip(replayed[:3], eager[:3], strict=True))
+    with pretended_cuda.device():
+        for seed in (0, 1):
+            problem, rates = on_gpu(Problem(mlp, augmented=True, seed=seed)), [0.2 / (k + 1 + seed) for k in range(10)]
+            steps, validation_loss, *rest = problem.arguments(rates, momentum)
+            graphed = graphed or GraphedSteps(steps.step_loss, steps.layout)
+            replayed, eager = (unrolled_gradient(kind, validation_loss, *rest) for kind in (graphed, steps))
+            assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(replayed[:3], eager[:3], strict=True))
 
 
-def test_what_was_captured_is_freed_with_the_base_level(monkeypatch):
-    monkeypatch.setattr(unroll_module, "Captured", Recorded)
-    monkeypatch.setattr(base_level, "capturable", lambda device: True)
-    data = LabelledImages(torch.randn(8, 3, SIZE, SIZE), torch.arange(8) % 4)
-    base = BaseLevel(mlp(), BilevelSettings(steps=2))
-    base.gradient(data, data, base.draw(data.labels, torch.Generator().manual_seed(0)), 0)
+def test_what_was_captured_is_freed_with_the_base_level():
+    with pretended_cuda.device():
+        device = torch.device("cuda")
+        data = LabelledImages(torch.randn(8, 3, SIZE, SIZE).to(device), (torch.arange(8) % 4).to(device))
+        base = BaseLevel(mlp().to(device), BilevelSettings(steps=2))
+        base.gradient(data, data, base.draw(data.labels, torch.Generator(device).manual_seed(0)), 0)
     (steps,) = base.steps.values()
     graphs = [weakref.ref(graph) for graph in (steps.replay_forward, steps.replay_reverse)]
     gc.disable()  # no cycle of references may be left for it
@@ -291,14 +274,7 @@ def test_cuda_graphs_equal_the_eager_steps(momentum, augmented):
     torch.use_deterministic_algorithms(False)
     problem, rates = Problem(resnet_with_statistics, augmented), [0.1, 0.2, 0.1]
     eager = problem.ours(rates, momentum)
-    device = torch.device("cuda")
-    problem.model.to(device)
-    problem.parameters = {name: p.to(device) for name, p in problem.parameters.items()}
-    problem.x, problem.y, problem.xv, problem.yv = (
-        t.to(device) for t in (problem.x, problem.y, problem.xv, problem.yv)
-    )
-    problem.draws = [tuple(t.to(device) for t in draw) for draw in problem.draws]
-    steps, *rest = problem.arguments(rates, momentum)
+    steps, *rest = on_gpu(problem).arguments(rates, momentum)
     graphed = GraphedSteps(steps.step_loss, steps.layout)
     for _ in range(2):
         result = unrolled_gradient(graphed, *rest)
