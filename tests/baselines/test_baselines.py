@@ -128,10 +128,8 @@ def test_weight_transfer_works_with_every_baseline(name):
 
 
 def test_less_forget_is_one_minus_cosine_averaged_over_images():
-    student, teacher = (
-        torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]),
-        torch.tensor([[0.0, 9.0], [0.0, 0.1], [-1, -1]]),
-    )
+    student = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
+    teacher = torch.tensor([[0.0, 9.0], [0.0, 0.1], [-1, -1]])
     assert less_forget(student, teacher).item() == pytest.approx((1 + 0 + 2) / 3)
 
 

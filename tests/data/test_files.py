@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from contexts import resolved
 from image_folders import TINY, picture, preprocessing, read, training_images
 from PIL import Image
 from torchvision.datasets import ImageFolder
@@ -22,14 +21,12 @@ from torchvision.transforms import v2
 
 import main
 from mnemonics.config.fields import ExperimentConfig
-from mnemonics.config.presets import run_name
 from mnemonics.data.batches import LabelledImages, StreamedBatches
 from mnemonics.data.digits import as_digit
 from mnemonics.data.files import Decoder, read_images
 from mnemonics.data.sources import load_source
 from mnemonics.engine.errors import UsageError
 from mnemonics.evaluation import features_of
-from mnemonics.experiment.state import parse_args
 from mnemonics.models import make_network
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,11 +48,9 @@ def tree(tmp_path):
 
 def test_files_classes_and_order_are_those_of_torchvision(tree):
     data, reference = read(tree), ImageFolder(tree / "train")
+    samples = zip(data.train_images.names, data.train_class_ids.tolist(), strict=True)
     assert data.class_names == tuple(reference.classes) == ("ape", "bee")
-    assert [str(tree / os.fsdecode(name)) for name in data.train_images.names] == [
-        path for path, _ in reference.samples
-    ]
-    assert data.train_class_ids.tolist() == reference.targets
+    assert [(str(tree / os.fsdecode(name)), label) for name, label in samples] == reference.samples
     assert data.test_class_ids.tolist() == [0, 0, 1, 1]
     assert data.notices == ()
 
@@ -223,19 +218,6 @@ def test_features_of_files_are_those_of_their_pixels(tree):
     for mirrored in (False, True):
         ours, reference = (features_of(model, x, prep, 4, mirrored) for x in (images, images.loaded()))
         assert torch.equal(ours, reference)
-
-
-# settings
-
-
-def test_settings_of_images_in_files():
-    config = resolved(parse_args("--dataset imagenet_sub".split()))
-    large = (config.image_size, config.network, config.epochs, config.lr_drops, config.lamda)
-    assert large == (224, "resnet18", 90, "1/3,2/3", 10.0)
-    small = resolved(parse_args("--dataset folder --image_size 64".split()))
-    assert (small.network, small.epochs, small.lr_drops, small.lamda) == ("resnet32", 160, "1/2,3/4", 5.0)
-    birds = parse_args("--dataset folder --data_dir /data/birds --nb_phases 5 --epochs 3".split())
-    assert run_name(birds) == "folder_birds_5phases_lucir_mnemonics_epochs3"
 
 
 # whole runs

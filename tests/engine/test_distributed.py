@@ -76,16 +76,14 @@ def two_run(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_one_and_two_processes_compute_the_same(name, two_processes, png_folder, tmp_path):
     reference = distributed_cases.cases(png_folder, tmp_path)[name]()
-    tolerance = 1e-5 if "float32" in name else 1e-9
+    near = dict.fromkeys(("rtol", "atol"), 1e-5 if "float32" in name else 1e-9)
     for result in (rank[name] for rank in two_processes):
         assert result.keys() == reference.keys()
         for key, value in reference.items():
             if "float32" in name and "losses" not in key:
                 continue  # rounding errors flip ReLUs, which shows in single gradients
             assert result[key].dtype == value.dtype
-            torch.testing.assert_close(
-                result[key], value, rtol=tolerance, atol=tolerance, msg=lambda m, k=key: f"{k}: {m}"
-            )
+            torch.testing.assert_close(result[key], value, **near, msg=lambda m, k=key: f"{k}: {m}")
 
 
 def test_both_processes_have_the_same_bits(two_processes):

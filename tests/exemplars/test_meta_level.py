@@ -245,9 +245,8 @@ def test_the_gradient_of_any_module_shape_and_loss_is_that_of_the_plain_graph(mo
     x, θ = exemplars.images.requires_grad_(), dict(model.named_parameters())
     with sdpa_kernel(SDPBackend.MATH):
         for batch, of_batch in zip(*draws_of_steps, strict=True):
-            step = torch.autograd.grad(
-                loss(functional_call(model, θ, (x[batch],)), of_batch), list(θ.values()), create_graph=True
-            )
+            of_step = loss(functional_call(model, θ, (x[batch],)), of_batch)
+            step = torch.autograd.grad(of_step, list(θ.values()), create_graph=True)
             θ = {name: p - 0.1 * g for (name, p), g in zip(θ.items(), step, strict=True)}
         expected = loss(functional_call(model, θ, (validation.images,)), labels)
     assert torch.allclose(value, expected, rtol=1e-10)
@@ -435,12 +434,10 @@ def test_each_image_is_updated_as_by_an_optimiser_of_its_own(optimizer, referenc
 
 
 def test_settings_come_from_the_command_line():
-    flags = (
-        "--mnemonics_steps 3 --mnemonics_lr 0.2 --mnemonics_epochs 4 --mnemonics_outer_lr 0.5 --mnemonics_batch_size 17"
-    )
-    flags += " --mnemonics_optimizer sgd --mnemonics_variant unroll-fc --mnemonics_subsets 3"
-    flags += " --mnemonics_val_batch_size 19 --mnemonics_disturb 0.3 --mnemonics_memory 7 --mnemonics_tf32"
-    config = resolved(parse_args(flags.split()))
+    values = "steps 3 lr 0.2 epochs 4 outer_lr 0.5 batch_size 17 optimizer sgd variant unroll-fc subsets 3".split()
+    values += "val_batch_size 19 disturb 0.3 memory 7".split()
+    flags = [f"--mnemonics_{value}" if i % 2 == 0 else value for i, value in enumerate(values)]
+    config = resolved(parse_args([*flags, "--mnemonics_tf32"]))
     assert BilevelSettings.of(config) == BilevelSettings("unroll-fc", 3, 0.2, 17, 19, 4, 0.5, "sgd", 0.3, 3, 7, True)
     assert BilevelSettings.of(resolved(parse_args([]))) == BilevelSettings()
     paper = BilevelSettings.of(resolved(parse_args("--mnemonics_preset paper".split())))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -128,17 +127,14 @@ def test_a_phase0_dir_that_cannot_be_written_is_a_users_mistake(tmp_path):
         run(tmp_path / "run", "--nb_protos", 3, "--phase0_dir", "/dev/null/x")
 
 
-def test_nb_runs_repeats_with_the_next_seeds(tmp_path, monkeypatch, capsys):
-    arguments = [*TINY, "--method", "baseline", "--nb_protos", "3"]
-    monkeypatch.setattr(
-        sys, "argv", ["main.py", *arguments, "--nb_runs", "2", "--random_seed", "5", "--out", str(tmp_path)]
-    )
-    assert main.main() == 0
+def test_nb_runs_repeats_with_the_next_seeds(tmp_path, capsys):
+    flags = "--method baseline --nb_protos 3".split()
+    assert main.main([*TINY, *flags, *"--nb_runs 2 --random_seed 5 --out".split(), str(tmp_path)]) == 0
     said = capsys.readouterr().out
     results = [json.loads((tmp_path / f"seed{seed}" / "results.json").read_text()) for seed in (5, 6)]
     assert [r["config"]["random_seed"] for r in results] == [5, 6]
     assert results[0]["summary"] != results[1]["summary"]
-    single = run(tmp_path / "single", *arguments[len(TINY) :], "--random_seed", 6)
+    single = run(tmp_path / "single", *flags, "--random_seed", 6)
     assert single["summary"] == results[1]["summary"]
     a, b = (r["summary"]["average_accuracy"]["cnn"] for r in results)
     half = 12.7062 * abs(a - b) / 2  # Student's t with one degree of freedom

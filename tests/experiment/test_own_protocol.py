@@ -1,4 +1,4 @@
-"""Class orders and phases of one's own, runs without exemplars, and more classes for a finished run."""
+"""Class orders, phases and budgets of one's own, and more classes for a finished run."""
 
 import json
 
@@ -50,6 +50,20 @@ def test_without_exemplars(tmp_path, baseline):
         assert set(phase["accuracy"]) == {"cnn", "cnn_before_finetune"}
 
 
+@pytest.mark.parametrize(
+    ("baseline", "least", "most"), [("lucir --nb_protos 20", 1, 20), ("bic --total_memory 30", 1, 13), ("joint", 1, 20)]
+)
+def test_each_class_keeps_what_it_has_or_its_quota(tmp_path, baseline, least, most, capsys):
+    """Of data whose classes have very different numbers of images."""
+    for number, count in enumerate((30, 3, 1, 20)):
+        pictures(tmp_path / "images", "abcd"[number], count, seed=number)
+    flags = f"--baseline {baseline} --exemplars herding --no_adjust --dataset folder --data_dir {tmp_path / 'images'} "
+    flags += "--network resnet8 --nb_phases 1 --epochs 1 --num_workers 0 --device cpu"
+    found = run(flags.split(), tmp_path / "run")
+    assert found["phases"][-1]["exemplars_per_class"] == {"min": least, "max": most}
+    assert ("have fewer than" in capsys.readouterr().out) is (baseline != "joint")
+
+
 def test_more_classes_for_a_finished_run(tmp_path, capsys, told):
     data = ["--dataset", "folder", "--data_dir", str(tmp_path / "images"), "--num_workers", "0"]
     pictures(tmp_path / "images", ("bee", "cow", "emu"))
@@ -82,13 +96,8 @@ def test_more_classes_for_a_finished_run(tmp_path, capsys, told):
 
 def test_a_class_that_would_lose_its_only_page_of_coded_exemplars_refuses_an_extension(tmp_path, told):
     data = ["--data_dir", str(pictures(tmp_path / "images", ("bee", "cow", "emu")))]
-    where = TINY.index("--nb_protos")
-    flags = [
-        *TINY[:where],
-        *TINY[where + 2 :],
-        *data,
-        *"--method baseline --exemplar_format png --total_memory 6".split(),
-    ]
+    where, coded = TINY.index("--nb_protos"), "--method baseline --exemplar_format png --total_memory 6".split()
+    flags = [*TINY[:where], *TINY[where + 2 :], *data, *coded]
     run(flags, tmp_path / "first")  # in the end two images of each class, in one page
     pictures(tmp_path / "images", ("ape",))
     extension = ["--dataset", "folder", *data, "--extend", str(tmp_path / "first"), "--out", str(tmp_path / "longer")]

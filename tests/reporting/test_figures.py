@@ -30,10 +30,7 @@ def where(picture, colour):
 
 
 def test_grid_shows_every_pixel_of_before_after_and_amplified_difference(plotted):
-    rows = [
-        [(10, 20, 30), (20, 20, 29), (178, 128, 123)],
-        [(200, 0, 90), (200, 40, 90), (128, 255, 128)],
-    ]  # 328 clipped
+    rows = [(10, 20, 30), (20, 20, 29), (178, 128, 123)], [(200, 0, 90), (200, 40, 90), (128, 255, 128)]  # 328 clipped
     before, after = (solid(*(row[i] for row in rows)) for i in range(2))
     picture = plotted(before, after, [0, 1], ["zero", "a $\\very$ long _name_ of a class"])
     assert [count(picture, colour) for row in rows for colour in row] == [64 * 64] * 6  # 8x8 pixels, each of 8x8
@@ -45,9 +42,8 @@ def test_grid_shows_every_pixel_of_before_after_and_amplified_difference(plotted
     name, titles = picture[bottom : bottom + 64, : columns[0][0] - 1], picture[: 2 * MARGIN]
     assert (name.max(axis=2) < 80).sum() > 10  # dark: it stands at the left of its row
     assert (name[:, -6:] == 255).all()  # and does not touch the image
-    assert (
-        np.diff(np.nonzero((titles < 128).any(axis=(0, 2)))[0]) > 20
-    ).sum() == 2  # three titles, clear of each other
+    gaps = np.diff(np.nonzero((titles < 128).any(axis=(0, 2)))[0])
+    assert (gaps > 20).sum() == 2  # three titles, clear of each other
 
 
 def test_grid_keeps_the_orientation_of_an_image(plotted):

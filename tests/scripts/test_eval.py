@@ -19,6 +19,7 @@ from mnemonics import __main__, algorithm
 from mnemonics.config.fields import ExperimentConfig
 from mnemonics.data.sources import load_source
 from mnemonics.engine import files as checkpoint
+from mnemonics.engine.errors import UsageError
 from mnemonics.evaluation import confusion_matrix
 from mnemonics.experiment import stored
 from mnemonics.experiment.state import parse_args
@@ -191,6 +192,31 @@ def test_what_cannot_be_evaluated_is_refused(kind, bic, tmp_path, evaluated):
     flags = kind.split() if kind.startswith("--") else ()
     assert message.format(file=path, folder=tmp_path) in evaluated(tmp_path, *flags, status=2)
     assert not any((tmp_path / "out").rglob("*"))
+
+
+WRONG = {  # a checkpoint, or a part of it -> contents that no run writes
+    "all": [{"phase": "x"}, {"data": "x"}, {"data": {}}, {"class_order": [0, 2]}],
+    "settings": [
+        *({"baseline": "mine"}, {"exemplars": "mine"}, {"dataset": None}, {"nb_cl_fg": "2"}, {"nb_cl": [1]}),
+        *({"image_size": "x"}, {"max_images_per_class": "x"}, {"base_lr": "0.1"}, {"network": "nope"}),
+    ],
+    "data": [
+        *({"class_names": list(range(10))}, {"class_names": []}, {"train_images": None}, {"train_images": ["x"]}),
+        *({"mean": ["x"]}, {"image_size": "x"}, {"image_size": -1}, {"fingerprint": 0}),
+    ],
+    "exemplars": [
+        *({"labels": torch.tensor([99])}, {"labels": torch.tensor([-1])}, {"labels": torch.zeros(2)}),
+        *({"labels": torch.zeros(2, 2, dtype=torch.int64)}, {"images": torch.zeros(1, 3, 4, 4, 1)}, {"images": "x"}),
+    ],
+}
+
+
+@pytest.mark.parametrize(("part", "content"), [(part, content) for part in WRONG for content in WRONG[part]])
+def test_a_content_that_no_run_writes(part, content, bic, tmp_path):
+    state = stored.read_state(bic / "phase_0.pt", torch.device("cpu"))
+    checkpoint.save(tmp_path / "c.pt", state | (content if part == "all" else {part: state[part] | content}))
+    with pytest.raises(UsageError, match="not a checkpoint of this program, or a damaged one"):
+        stored.read_state(tmp_path / "c.pt", torch.device("cpu"))
 
 
 def test_confusion_matrix_by_hand():

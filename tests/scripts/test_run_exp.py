@@ -192,9 +192,8 @@ def test_folders_are_named_as_by_main_and_hold_the_shared_models_unless_the_comm
 
 
 def test_names_are_never_too_long():
-    every = " ".join(
-        f"--{name} 0.5" for name in "mnemonics_lr finetune_lr custom_momentum T beta lw_mr lamda base_lr".split()
-    )
+    names = "mnemonics_lr finetune_lr custom_momentum T beta lw_mr lamda base_lr".split()
+    every = " ".join(f"--{name} 0.5" for name in names)
     every += " --mnemonics_outer_lr 0.5 --custom_weight_decay 0.5 --mnemonics_epochs 3 --mnemonics_steps 3"
     runs = runs_of([every, every + " --dist 0.25"])
     assert [len(run.folder.name) for run in runs] == [LONGEST_NAME] * 2
@@ -233,10 +232,8 @@ def test_only_whole_results_of_the_same_settings_count_as_finished(tmp_path):
 
 @pytest.mark.parametrize(("table", "count"), [("table1", 24), ("table2", 18), ("figure4", 18), ("all", 43)])
 def test_the_lists_cover_every_number_of_the_paper_on_cifar100(table, count):
-    mine = [
-        (paper_rows(dataclasses.asdict(run.config)), str(run.config.nb_phases))
-        for run in run_exp.make_runs(paper_runs(table), [], [], Path())
-    ]
+    configs = [run.config for run in run_exp.make_runs(paper_runs(table), [], [], Path())]
+    mine = [(paper_rows(dataclasses.asdict(config)), str(config.nb_phases)) for config in configs]
     assert len(mine) == count
     for part in ("table1", "table2") if table == "all" else (table,):
         paper = load_paper()[TABLES[part]]
