@@ -184,7 +184,8 @@ def refuse_other_files(folder: Path) -> None:
     found = sorted(path.name for path in written(folder))
     is_run = stored_settings(folder / "config.json") or any(name.endswith(".pt") for name in found)
     if found and not is_run:
-        raise UsageError(f"--out {folder}: holds files of no run that a run would write over ({', '.join(found)})")
+        names = ", ".join(found)
+        raise UsageError(f"--out {folder}: files of no run, which one would write over ({names}); name another folder")
 
 
 def stored_settings(path: Path) -> dict | None:
