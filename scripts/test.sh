@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole test suite: style, then tests. At most 10 minutes on two cores after installation. Arguments go to pytest.
+# The whole test suite: style, then tests. Four to six minutes on two cores after installation. Arguments go to pytest.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 "$PY" -m ruff check .

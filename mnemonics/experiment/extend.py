@@ -15,7 +15,7 @@ from mnemonics.engine.errors import UsageError
 from mnemonics.exemplars.memory import ExemplarMemory, class_quota
 from mnemonics.experiment.run_folder import KEPT
 from mnemonics.experiment.state import Experiment, State, experiment_of, load
-from mnemonics.experiment.stored import load_own, phase_files, read_state
+from mnemonics.experiment.stored import phase_files, read_state, restored
 from mnemonics.protocol import phase_sizes
 
 
@@ -29,8 +29,8 @@ def extended(user: ExperimentConfig) -> tuple[Experiment, State]:
     files = phase_files(run)
     if not files:
         raise UsageError(f"--extend {run}: holds no phase_<i>.pt; name the folder of a finished run")
-    index = max(files)
-    stored = read_state(files[index], pick_device(user.device, user.gpu))
+    newest = files[max(files)]
+    stored = read_state(newest, pick_device(user.device, user.gpu))
     user = with_settings_of(user, stored["settings"])
     device, source = load(user)
     order = longer_order(run, stored, source.class_names)
@@ -45,7 +45,7 @@ def extended(user: ExperimentConfig) -> tuple[Experiment, State]:
     experiment = experiment_of(user, device, source, order)
     if experiment.folder.resolve() == run.resolve():
         raise UsageError(f"--out {experiment.folder}: the run that is extended; name another folder")
-    loaded = load_own(experiment.config, tuple(stored["class_order"]), index, files[index], device)
+    loaded = restored(experiment.config, stored, newest, device)
     refuse_lost_classes(run, experiment, loaded.memory)
     return experiment, State(loaded.model, loaded.memory, *(stored[name] for name in KEPT))
 

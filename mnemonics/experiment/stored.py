@@ -164,6 +164,11 @@ def load_own(config: ExperimentConfig, order: tuple[int, ...], index: int, path:
     state = read_state(path, device)
     if state["phase"] != index or tuple(state["class_order"]) != order:
         raise UsageError(f"{path}: of another run or phase than its name and the files beside it say")
+    return restored(config, state, path, device)
+
+
+def restored(config: ExperimentConfig, state: dict[str, Any], path: Path, device: torch.device) -> Loaded:
+    """What the checkpoint `path` holds, whose content is `state`. Raises UsageError."""
     try:
         memory, model = memory_of(state["exemplars"], config), restore_network(config.network, state["model"], device)
     except DataError as error:
